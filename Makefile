@@ -1,0 +1,55 @@
+# On a fresh machine: `make demo` does all the set-up and runs the main job, `make test` all the set-up and the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := core distill export runtime cloud_fallback telemetry src/pocketlens/*.py src/pocketlens/commands src/pocketlens/demo tests benchmarks
+DEMO_OUT ?= build/demo
+
+.PHONY: demo demo-quick demo-full test test-slow check format wheel test-wheel bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all]" --group dev
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/pocketlens demo --out $(DEMO_OUT)
+
+demo-quick: $(STAMP)
+	$(BIN)/pocketlens demo --quick --out $(DEMO_OUT)-quick
+
+demo-full: $(STAMP)
+	$(BIN)/pocketlens demo --full --out $(DEMO_OUT)-full
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+# The built wheel, alone, in an environment without torch, on the bundle that the quick demo made.
+test-wheel: wheel demo-quick
+	PYTHON=$(PYTHON) bash tests/wheel.sh dist $(DEMO_OUT)-quick
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.install_size
+	$(BIN)/python -m benchmarks.import_time
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,78 @@
+"""Pictures on disk as one array of preprocessed pixels, decoded once and mapped from then on."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlens.core.errors import storage_errors
+from pocketlens.core.preprocess import PreprocessSpec, preprocess
+
+__all__ = ["batches", "load_pixels"]
+
+_CHUNK = 256
+
+
+def load_pixels(
+    paths: Sequence[Path],
+    spec: PreprocessSpec,
+    *,
+    cache: Path,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.uint8]:
+    """Return `(N, H, W, 3)` uint8 RGB, a read-only map of a file in the folder `cache`.
+
+    The file's name is a hash of the spec and of every path with its size and change time, so a changed picture is
+    decoded anew and an unchanged set never is. A half-written file is never taken for a whole one.
+
+    Raises:
+        PictureError: a picture cannot be read.
+        StorageFull: no space for the cache.
+    """
+    stamps = [(str(path), stat.st_size, stat.st_mtime_ns) for path in paths if (stat := path.stat())]
+    key = hashlib.sha256(msgspec.json.encode((spec, stamps))).hexdigest()[:20]
+    target = cache / f"pixels-{key}.npy"
+    if not target.exists():
+        with storage_errors(target):
+            cache.mkdir(parents=True, exist_ok=True)
+            partial_file = target.with_suffix(".partial")
+            shape = (len(paths), spec.height_px, spec.width_px, 3)
+            out = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=shape)
+            done = 0
+            for block in _decoded(paths, spec, workers):
+                out[done : done + len(block)] = block
+                done += len(block)
+                if progress is not None:
+                    progress(done, len(paths))
+            out.flush()
+            del out
+            partial_file.rename(target)
+    pixels: NDArray[np.uint8] = np.load(target, mmap_mode="r")
+    return pixels
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Yield slices that cover `range(count)` in order, `size` long but for the last."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _decoded(paths: Sequence[Path], spec: PreprocessSpec, workers: int) -> Iterator[NDArray[np.uint8]]:
+    chunks = [paths[chunk] for chunk in batches(len(paths), _CHUNK)]
+    if workers <= 1 or len(chunks) == 1:
+        yield from map(partial(_decode_chunk, spec=spec), chunks)
+        return
+    # spawn: a fork of a process that runs torch's threads can hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(partial(_decode_chunk, spec=spec), chunks)
+
+
+def _decode_chunk(paths: Sequence[Path], *, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    return np.stack([preprocess(path, spec) for path in paths])

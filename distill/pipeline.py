@@ -1,0 +1,186 @@
+"""The steps of a distillation and the folder that they share.
+
+::
+
+    WORK/data/         the data set: pictures, captions, ground truth
+    WORK/cache/        decoded pixels, mapped by whoever needs them; may be deleted
+    WORK/reinforced/   what the teachers said, in shards
+    WORK/student/      recipe.toml, tokenizer.json, checkpoint.pt, metrics.csv, student.json, student.safetensors
+
+Each step can be run again at any time: what is finished is kept, what is missing is made.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pocketlens.core.errors import storage_errors
+from pocketlens.core.preprocess import PreprocessSpec
+from pocketlens.core.tokenizer import Tokenizer
+from pocketlens.distill.batches import TrainingSet
+from pocketlens.distill.bpe import train_bpe
+from pocketlens.distill.pictures import load_pixels
+from pocketlens.distill.recipe import Recipe
+from pocketlens.distill.reinforce import read_reinforced, reinforce
+from pocketlens.distill.scenes import Sample, read_split, write_dataset
+from pocketlens.distill.students.student import Student, preprocess_spec
+from pocketlens.distill.teachers.hf_captioner import HfCaptioner
+from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
+from pocketlens.distill.teachers.weights import builtin_folder
+from pocketlens.distill.train import Progress, train
+
+__all__ = ["Report", "Teachers", "Workspace", "open_teachers", "prepare_data", "reinforce_data", "train_student"]
+
+Report = Callable[[str, int, int, str], None]
+"""Told (step, done, in all, a note such as the loss) as the work goes on."""
+
+
+class Workspace(NamedTuple):
+    """The folder of one distillation."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """The data set."""
+        return self.root / "data"
+
+    @property
+    def cache(self) -> Path:
+        """Decoded pixels."""
+        return self.root / "cache"
+
+    @property
+    def reinforced(self) -> Path:
+        """Shards of teacher answers."""
+        return self.root / "reinforced"
+
+    @property
+    def student(self) -> Path:
+        """The training run and its result."""
+        return self.root / "student"
+
+    def pictures(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return the pictures of `samples`."""
+        return [self.data / sample.image for sample in samples]
+
+
+class Teachers(NamedTuple):
+    """The two teachers and the folders that they came from."""
+
+    embedder: OpenClipTeacher
+    captioner: HfCaptioner
+    folders: tuple[Path, Path]
+
+
+def open_teachers(recipe: Recipe) -> Teachers:
+    """Return the recipe's teachers.
+
+    Raises:
+        TeacherError: a folder is missing, incomplete or in another format.
+    """
+    names = recipe.teachers
+    embedder = builtin_folder("embedder") if names.embedder == "builtin" else Path(names.embedder)
+    captioner = builtin_folder("captioner") if names.captioner == "builtin" else Path(names.captioner)
+    return Teachers(OpenClipTeacher(embedder), HfCaptioner(captioner), (embedder, captioner))
+
+
+def prepare_data(recipe: Recipe, work: Workspace, report: Report) -> None:
+    """Render the data set of the recipe into `work.data`; pictures that are there are kept.
+
+    Raises:
+        DataError: the folder holds another data set.
+        StorageFull: the disk is full.
+    """
+    data = recipe.data
+    write_dataset(
+        work.data,
+        split_sizes={"train": data.train, "val": data.val, "test": data.test},
+        size_px={"train": data.train_px, "val": data.test_px, "test": data.test_px},
+        seed=recipe.seed,
+        workers=recipe.threads,
+        progress=lambda done, total: report("render", done, total, ""),
+    )
+
+
+def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path]:
+    """Ask the teachers about the training split and return the shards.
+
+    Raises:
+        TeacherError: a teacher cannot be opened.
+        DataError: the data set is incomplete.
+        StorageFull: the disk is full; finished shards are kept.
+    """
+    torch.set_num_threads(recipe.threads)
+    teachers, samples = open_teachers(recipe), read_split(work.data, "train")
+    return reinforce(
+        samples,
+        embedder=teachers.embedder,
+        captioner=teachers.captioner,
+        embedder_pixels=_pixels(recipe, work, samples, teachers.embedder.preprocess, report),
+        captioner_pixels=_pixels(recipe, work, samples, teachers.captioner.preprocess, report),
+        teacher_folders=teachers.folders,
+        folder=work.reinforced,
+        views=recipe.reinforce.views,
+        shard=recipe.reinforce.shard,
+        seed=recipe.seed,
+        progress=lambda done, total: report("reinforce", done, total, ""),
+    )
+
+
+def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], report: Report) -> Student:
+    """Train the recipe's student from `shards` and return it, in eval mode.
+
+    Raises:
+        DataError: data set or shards do not fit.
+        TrainingError: the loss is not finite, or the folder belongs to another run.
+        StorageFull: the disk is full; the last checkpoint is kept.
+    """
+    samples, reinforced = read_split(work.data, "train"), read_reinforced(shards)
+    tokenizer = _tokenizer(recipe, work, samples, reinforced.captions)
+    config = recipe.student_config(tokenizer.vocab_size)
+    weights = recipe.train.losses
+    share = weights.sequence / (weights.caption + weights.sequence) if weights.sequence else 0.0
+    data = TrainingSet(
+        samples,
+        _pixels(recipe, work, samples, preprocess_spec(config), report),
+        reinforced,
+        tokenizer,
+        teacher_caption_share=share,
+        seed=recipe.seed,
+    )
+
+    def progress(at: Progress) -> None:
+        report("train", at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
+
+    return train(
+        recipe, data, tokenizer, teacher_dim=reinforced.images.shape[2], run=work.student, progress=progress
+    )
+
+
+def _pixels(
+    recipe: Recipe, work: Workspace, samples: Sequence[Sample], spec: PreprocessSpec, report: Report
+) -> NDArray[np.uint8]:
+    return load_pixels(
+        work.pictures(samples),
+        spec,
+        cache=work.cache,
+        workers=recipe.threads,
+        progress=lambda done, total: report("decode", done, total, ""),
+    )
+
+
+def _tokenizer(recipe: Recipe, work: Workspace, samples: Sequence[Sample], written: Sequence[str]) -> Tokenizer:
+    """Return the student's BPE, trained into the run's folder unless it is there."""
+    path, preset = work.student / "tokenizer.json", recipe.preset()
+    if not path.exists():
+        texts = [text for sample in samples for text in sample.captions]
+        backend = train_bpe([*texts, *written], vocab_size=preset.vocab_size)
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(backend.to_str(), encoding="utf-8")
+    return Tokenizer.from_file(path, text_length=preset.text_length)

@@ -1,0 +1,153 @@
+"""A distillation recipe: one TOML file, strictly typed, resolved and saved beside what it made."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from pocketlens.core.errors import RecipeError, storage_errors
+from pocketlens.distill.students.config import PRESETS, StudentConfig
+
+__all__ = [
+    "DataRecipe",
+    "LossWeights",
+    "Recipe",
+    "ReinforceRecipe",
+    "StudentRecipe",
+    "TeacherPaths",
+    "TrainRecipe",
+    "read_recipe",
+    "write_recipe",
+]
+
+Positive = Annotated[int, Meta(ge=1)]
+Weight = Annotated[float, Meta(ge=0.0)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all recipe tables: immutable, unknown keys refused."""
+
+
+class TeacherPaths(_Table, frozen=True, kw_only=True):
+    """Folders of the teachers. `builtin` names the ones that come with pocketlens."""
+
+    embedder: str = "builtin"
+    captioner: str = "builtin"
+
+
+class DataRecipe(_Table, frozen=True, kw_only=True):
+    """The built-in `scenes`: pictures per split, their side in pixels, and the seed of it all."""
+
+    source: Literal["scenes"] = "scenes"
+    train: Positive
+    val: Positive
+    test: Positive
+    train_px: Positive = 128
+    test_px: Positive = 256
+
+
+class ReinforceRecipe(_Table, frozen=True, kw_only=True):
+    """What the teachers are asked: `views` augmentations a picture, `shard` pictures a shard."""
+
+    views: Positive = 2
+    shard: Positive = 1000
+
+
+class StudentRecipe(_Table, frozen=True, kw_only=True):
+    """Which student is trained: a preset."""
+
+    preset: str = "nano"
+
+
+class LossWeights(_Table, frozen=True, kw_only=True):
+    """Weights of the terms of the loss; 0 switches a term off.
+
+    Attributes:
+        contrastive: InfoNCE of the student's pictures and texts (Radford et al. 2021).
+        affinity: KL between the teacher's and the student's similarity matrices (TinyCLIP, Wu et al. 2023).
+        feature: squared distance of a linear projection of the student's embedding to the teacher's,
+            pictures and texts (CLIP-KD, Yang et al. 2024, section 3.3).
+        caption: cross-entropy of the human captions.
+        sequence: cross-entropy of the teacher's caption (sequence-level KD, Kim & Rush 2016).
+    """
+
+    contrastive: Weight = 1.0
+    affinity: Weight = 1.0
+    feature: Weight = 1.0
+    caption: Weight = 1.0
+    sequence: Weight = 1.0
+
+
+class TrainRecipe(_Table, frozen=True, kw_only=True):
+    """The optimisation. Rates are AdamW's, warmed up linearly and brought down by half a cosine."""
+
+    steps: Positive
+    batch: Annotated[int, Meta(ge=2)] = 128
+    learning_rate: Annotated[float, Meta(gt=0.0)] = 2e-3
+    weight_decay: Weight = 0.05
+    warmup: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    clip_norm: Annotated[float, Meta(gt=0.0)] = 1.0
+    ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
+    teacher_temperature: Annotated[float, Meta(gt=0.0)] = 0.05
+    checkpoint_every: Positive = 100
+    losses: LossWeights = LossWeights()
+
+
+class Recipe(_Table, frozen=True, kw_only=True):
+    """A whole distillation."""
+
+    name: str
+    seed: Annotated[int, Meta(ge=0)] = 20261122
+    threads: Annotated[int, Meta(ge=1)] = 2
+    licence: str = "Apache-2.0"
+    teachers: TeacherPaths = TeacherPaths()
+    data: DataRecipe
+    reinforce: ReinforceRecipe = ReinforceRecipe()
+    student: StudentRecipe = StudentRecipe()
+    train: TrainRecipe
+
+    def preset(self) -> StudentConfig:
+        """Return the preset that the recipe names.
+
+        Raises:
+            RecipeError: there is no such preset.
+        """
+        if self.student.preset not in PRESETS:
+            raise RecipeError(
+                "student.preset",
+                expected=f"one of {', '.join(sorted(PRESETS))}",
+                found=self.student.preset,
+                remedy="Correct the recipe.",
+            )
+        return PRESETS[self.student.preset]
+
+    def student_config(self, vocab_size: int) -> StudentConfig:
+        """Return the preset with the size that the trained vocabulary came out with."""
+        return msgspec.structs.replace(self.preset(), vocab_size=vocab_size)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in the TOML file `path`.
+
+    Raises:
+        RecipeError: no such file, no TOML, an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), type=Recipe)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise RecipeError(
+            f"recipe {path}",
+            expected="a TOML recipe with the keys that docs/recipes.md lists",
+            found=str(error),
+            remedy="Correct the file; `recipes/` holds examples.",
+        ) from error
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe, every default spelled out."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tomli_w.dumps(msgspec.to_builtins(recipe)), encoding="utf-8")

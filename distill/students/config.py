@@ -1,0 +1,58 @@
+"""The shape of a student: plain numbers, saved beside every checkpoint."""
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["PRESETS", "StudentConfig"]
+
+
+class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes of the three parts of a student.
+
+    Attributes:
+        backbone: name of a timm model that supports `features_only`.
+        output_stride: stride of the last feature map where the backbone lets one choose it;
+            `None` leaves the backbone as it is.
+        image_px: side of the square input, pixels.
+        mean, std: per-channel normalisation of pixels scaled to [0, 1]; it lives in the graph.
+        visual_grid: the feature map is average-pooled to at most this many tokens a side.
+        embed_dim: D, width of the shared embedding.
+        width: E, width of text tower and caption decoder.
+        heads: attention heads; `width` is a multiple of it.
+        text_layers, decoder_layers: transformer blocks.
+        text_length: T, length of the text encoder's input, special tokens included.
+        caption_tokens: the longest caption in ids, the end token included.
+        vocab_size: size of the tokenizer's vocabulary; the training sets it from the tokenizer.
+    """
+
+    backbone: str
+    output_stride: int | None = None
+    image_px: int = 96
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    visual_grid: int = 7
+    embed_dim: int
+    width: int
+    heads: int
+    text_layers: int
+    decoder_layers: int
+    text_length: int = 32
+    caption_tokens: int = 28
+    vocab_size: int
+
+
+PRESETS: Final[dict[str, StudentConfig]] = {
+    "nano": StudentConfig(
+        backbone="mobilenetv4_conv_small_050",
+        output_stride=16,
+        image_px=96,
+        embed_dim=128,
+        width=128,
+        heads=4,
+        text_layers=3,
+        decoder_layers=3,
+        vocab_size=512,
+    ),
+}
+"""Named students. `nano` is the one that the demo trains on two CPU cores."""

@@ -1,0 +1,228 @@
+"""Trains a student from a reinforced data set, without any teacher in memory.
+
+A step is a pure function of the weights, the seed and the step's number, so a run that is killed and
+started again ends with the same weights, bit for bit on the same machine and thread count.
+"""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pocketlens.core.errors import TrainingError, storage_errors
+from pocketlens.core.tokenizer import Tokenizer
+from pocketlens.distill import losses
+from pocketlens.distill.batches import Batch, TrainingSet
+from pocketlens.distill.checkpoint import load_state, only_run, save_state
+from pocketlens.distill.recipe import Recipe, write_recipe
+from pocketlens.distill.schedule import warmup_cosine
+from pocketlens.distill.students.student import Student, save_student
+
+__all__ = ["Progress", "train"]
+
+_MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Where a run is: steps done and in all, the smoothed loss, pictures a second of this process."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+
+
+class _Model(nn.Module):
+    """The student and the projection that only training needs."""
+
+    def __init__(self, student: Student, teacher_dim: int) -> None:
+        super().__init__()
+        self.student = student
+        self.projection = nn.Linear(student.config.embed_dim, teacher_dim, bias=False)
+
+
+def train(
+    recipe: Recipe,
+    data: TrainingSet,
+    tokenizer: Tokenizer,
+    *,
+    teacher_dim: int,
+    run: Path,
+    progress: Callable[[Progress], None] | None = None,
+) -> Student:
+    """Train to `recipe.train.steps`, resuming from the checkpoint in `run`, and return the averaged student.
+
+    The folder gets `recipe.toml`, `checkpoint.pt`, `metrics.csv` and, at the end, `student.json` and
+    `student.safetensors`; the caller has put `tokenizer.json` there.
+
+    Raises:
+        TrainingError: the loss is not finite, another process uses the folder, or the folder holds a run of
+            another recipe. The last good checkpoint is kept.
+        StorageFull: the disk is full; the last good checkpoint is kept.
+    """
+    with only_run(run):
+        torch.set_num_threads(recipe.threads)
+        torch.manual_seed(recipe.seed)
+        model = _Model(Student(recipe.student_config(tokenizer.vocab_size)), teacher_dim)
+        model.to(memory_format=torch.channels_last)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
+        optimizer = _optimizer(model, recipe)
+        start = _resume(run, recipe, model, average, optimizer)
+        _loop(recipe, data, tokenizer.pad_id, model, average, optimizer, start, run, progress)
+        student: Student = average.module.student
+        save_student(run, student.eval())
+        return student
+
+
+def _loop(
+    recipe: Recipe,
+    data: TrainingSet,
+    pad_id: int,
+    model: _Model,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    start: int,
+    run: Path,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    settings, began, smooth = recipe.train, time.monotonic(), 0.0
+    model.train()
+    rows: list[dict[str, float]] = []
+    for step in range(start, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(
+                step,
+                total=settings.steps,
+                warmup=max(1, round(settings.warmup * settings.steps)),
+                peak=settings.learning_rate,
+                floor=settings.learning_rate / 100,
+            )
+        terms = _losses(recipe, model, data.batch(step, settings.batch), pad_id)
+        total = sum(terms.values(), torch.zeros(()))
+        if not torch.isfinite(total):
+            raise _not_finite(step, terms, run)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            model.student.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
+        average.update_parameters(model)
+        value = total.item()
+        smooth = value if step == start else 0.95 * smooth + 0.05 * value
+        rows.append({"step": step, "loss": value, **{name: term.item() for name, term in terms.items()}})
+        if progress is not None:
+            rate = (step + 1 - start) * settings.batch / (time.monotonic() - began)
+            progress(Progress(step + 1, settings.steps, smooth, rate))
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            _checkpoint(run, recipe, step + 1, model, average, optimizer, rows)
+            rows = []
+
+
+def _losses(recipe: Recipe, model: _Model, batch: Batch, pad_id: int) -> dict[str, Tensor]:
+    """Return the weighted terms of one batch by name; a term of weight 0 is left out."""
+    weights, student = recipe.train.losses, model.student
+    images, visual = student.image_encoder(batch.pixels)
+    texts = student.text_encoder(batch.ids)
+    scale = student.logit_scale.exp()
+    terms: dict[str, Tensor] = {}
+    if weights.contrastive:
+        terms["contrastive"] = weights.contrastive * losses.contrastive(images, texts, scale)
+    if weights.affinity:
+        terms["affinity"] = weights.affinity * losses.affinity(
+            images,
+            texts,
+            scale,
+            batch.teacher_images,
+            batch.teacher_texts,
+            temperature=recipe.train.teacher_temperature,
+        )
+    if weights.feature:
+        distance = losses.feature(model.projection(images), batch.teacher_images) + losses.feature(
+            model.projection(texts), batch.teacher_texts
+        )
+        terms["feature"] = weights.feature * distance
+    # One caption a picture and step, human or the teacher's, drawn in proportion to the two weights: in
+    # expectation the weighted sum of both losses, at the price of one pass through the decoder.
+    if weights.caption + weights.sequence:
+        longest = min(int((batch.ids != pad_id).sum(dim=1).max()), student.config.caption_tokens + 1)
+        logits = student.caption_decoder(visual, batch.ids[:, : longest - 1])
+        loss = losses.caption_cross_entropy(logits, batch.ids[:, 1:longest], pad_id=pad_id)
+        terms["caption"] = (weights.caption + weights.sequence) * loss
+    return terms
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.train.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.train.learning_rate, betas=(0.9, 0.98))
+
+
+def _resume(
+    run: Path, recipe: Recipe, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Load the checkpoint if there is one; return the step to go on with."""
+    digest = msgspec.json.encode(recipe).decode()
+    state = load_state(run / "checkpoint.pt")
+    if state is None:
+        write_recipe(run / "recipe.toml", recipe)
+        (run / "metrics.csv").unlink(missing_ok=True)
+        return 0
+    if state["recipe"] != digest:
+        raise TrainingError(
+            f"run folder {run}",
+            expected="the recipe that this run was started with",
+            found="a checkpoint of another recipe",
+            remedy="Choose another folder, or delete this one to start anew.",
+        )
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _checkpoint(
+    run: Path,
+    recipe: Recipe,
+    step: int,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: list[dict[str, float]],
+) -> None:
+    state: dict[str, Any] = {
+        "step": step,
+        "recipe": msgspec.json.encode(recipe).decode(),
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    save_state(run / "checkpoint.pt", state)
+    path = run / "metrics.csv"
+    with storage_errors(path):
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def _not_finite(step: int, terms: dict[str, Tensor], run: Path) -> TrainingError:
+    found = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+    return TrainingError(
+        f"loss at step {step}",
+        expected="finite terms",
+        found=found,
+        remedy=f"Lower the learning rate in the recipe; the last good checkpoint is in {run}.",
+    )

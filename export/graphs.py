@@ -1,0 +1,83 @@
+"""The graphs of a student: modules, names, shapes and examples. The same for every target.
+
+Letters: `B` batch, `T` text length, `D` embedding, `V` visual tokens of width `W`, `S` cache positions.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from pocketlens.core.bundle import ROLES, Role, TensorSpec
+from pocketlens.distill.students.student import Student
+
+__all__ = ["DTYPES", "Graph", "student_graphs"]
+
+DTYPES: Final = {torch.uint8: "uint8", torch.int32: "int32", torch.float32: "float32"}
+
+_NAMES: Final[dict[Role, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "image_encoder": (("pixels",), ("embedding", "visual_tokens")),
+    "text_encoder": (("ids",), ("embedding",)),
+    "caption_prefill": (("visual_tokens",), ("cache",)),
+    "caption_decode": (("token", "position", "cache"), ("logits", "cache")),
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One module that is exported, with the contract that its exported form keeps.
+
+    Attributes:
+        role: which of the student's graphs.
+        module: in eval mode; takes `example` as positional arguments.
+        inputs: the free batch axis is -1.
+        outputs: likewise.
+        example: valid inputs of batch 2; see `example_row` for batch 1.
+    """
+
+    role: Role
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    example: tuple[Tensor, ...]
+
+    @property
+    def example_row(self) -> tuple[Tensor, ...]:
+        """The example at batch 1."""
+        return tuple(tensor[:1].clone() for tensor in self.example)
+
+
+@torch.no_grad()
+def student_graphs(student: Student) -> dict[Role, Graph]:
+    """Return the graphs of `student` (in eval mode) by role, in the order of `ROLES`."""
+    config = student.config
+    generator = torch.Generator().manual_seed(0)
+    side = config.image_px
+    pixels = torch.randint(0, 256, (2, side, side, 3), generator=generator).to(torch.uint8)
+    ids = torch.randint(0, config.vocab_size, (2, config.text_length), generator=generator, dtype=torch.int32)
+    visual = student.image_encoder(pixels)[1]
+    prefill, decode = student.caption_prefill().eval(), student.caption_decode().eval()
+    token = torch.zeros(2, dtype=torch.int32)
+    position = torch.full((2,), student.caption_decoder.visual_tokens, dtype=torch.int32)
+    modules: dict[Role, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        "image_encoder": (student.image_encoder, (pixels,)),
+        "text_encoder": (student.text_encoder, (ids,)),
+        "caption_prefill": (prefill, (visual,)),
+        "caption_decode": (decode, (token, position, prefill(visual))),
+    }
+    return {role: _graph(role, *modules[role]) for role in ROLES}
+
+
+def _graph(role: Role, module: nn.Module, example: tuple[Tensor, ...]) -> Graph:
+    result = module(*example)
+    results: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
+    inputs, outputs = _NAMES[role]
+    return Graph(role, module, _specs(inputs, example), _specs(outputs, results), example)
+
+
+def _specs(names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=name, dtype=DTYPES[tensor.dtype], shape=(-1, *tensor.shape[1:]))
+        for name, tensor in zip(names, tensors, strict=True)
+    )

@@ -1,0 +1,57 @@
+"""Offline use of a bundle: embeddings, captions, a searchable store. Free of torch.
+
+Names are loaded at first use, so that importing this costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pocketlens.runtime.confidence import FEATURES, feature_table, fit_confidence
+    from pocketlens.runtime.engines import ENGINES, Engine
+    from pocketlens.runtime.indexing import IndexProgress, IndexReport, index_folder
+    from pocketlens.runtime.lens import Lens, load
+    from pocketlens.runtime.results import Description, Refusal
+    from pocketlens.runtime.store import Hit, Store
+
+__all__ = [
+    "ENGINES",
+    "FEATURES",
+    "Description",
+    "Engine",
+    "Hit",
+    "IndexProgress",
+    "IndexReport",
+    "Lens",
+    "Refusal",
+    "Store",
+    "feature_table",
+    "fit_confidence",
+    "index_folder",
+    "load",
+]
+
+_HOMES = {
+    "ENGINES": "engines",
+    "Engine": "engines",
+    "FEATURES": "confidence",
+    "feature_table": "confidence",
+    "fit_confidence": "confidence",
+    "IndexProgress": "indexing",
+    "IndexReport": "indexing",
+    "index_folder": "indexing",
+    "Lens": "lens",
+    "load": "lens",
+    "Description": "results",
+    "Refusal": "results",
+    "Hit": "store",
+    "Store": "store",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,67 @@
+"""Pixels and texts to vectors of the shared space.
+
+Letters: `B` batch, `(H, W)` the input size of the image graph, `D` the embedding, `V` visual tokens
+of width `E`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlens.core.errors import EngineError
+from pocketlens.core.tokenizer import Tokenizer
+from pocketlens.runtime.engines import Engine
+
+__all__ = ["Embedder"]
+
+_TEXT_BATCH: Final = 64
+
+
+class Embedder:
+    """The two towers of a student.
+
+    Args:
+        engine: runs the graphs.
+        tokenizer: the bundle's.
+        dim: D.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, dim: int) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._dim = dim
+
+    def images(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return embeddings `(B, D)` and visual tokens `(B, V, E)` of `pixels (B, H, W, 3)`.
+
+        Raises:
+            EngineError: the graph failed, or its embeddings are not finite.
+        """
+        outputs = self._engine.run("image_encoder", {"pixels": pixels})
+        return self._checked(outputs["embedding"], "image_encoder"), outputs["visual_tokens"]
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return embeddings `(N, D)`; a text longer than the text encoder's input is cut off.
+
+        Raises:
+            BundleIncomplete: the bundle has no text encoder.
+            EngineError: the graph failed, or its embeddings are not finite.
+        """
+        parts = [np.empty((0, self._dim), dtype=np.float32)]
+        for first in range(0, len(texts), _TEXT_BATCH):
+            ids = self._tokenizer.encode_batch(texts[first : first + _TEXT_BATCH])
+            outputs = self._engine.run("text_encoder", {"ids": ids})
+            parts.append(self._checked(outputs["embedding"], "text_encoder"))
+        return np.concatenate(parts)
+
+    def _checked(self, embedding: NDArray[Any], role: str) -> NDArray[np.float32]:
+        if embedding.ndim != 2 or embedding.shape[1] != self._dim or not np.isfinite(embedding).all():
+            raise EngineError(
+                role,
+                expected=f"finite embeddings (B, {self._dim})",
+                found=f"{embedding.shape}, finite: {bool(np.isfinite(embedding).all())}",
+                remedy="The graph is broken: export the bundle again or choose another precision.",
+            )
+        return embedding

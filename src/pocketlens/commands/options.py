@@ -1,0 +1,18 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["AsJson", "BundlePath", "Engine", "Precision", "Threads"]
+
+BundlePath = Annotated[
+    Path, typer.Option("--bundle", "-b", envvar="POCKETLENS_BUNDLE", help="The bundle's folder.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write results as JSON lines.")]
+Engine = Annotated[str | None, typer.Option(help="onnxruntime or executorch.", show_default="onnxruntime")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, int8, ...", show_default="the preferred one that was measured fastest")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one call.", show_default="one a core")]
