@@ -93,7 +93,8 @@ def _bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple
 def _corpus_bleu(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return BLEU-1 to BLEU-4 `(R, 4)` of summed counts `(R, 10)` (Papineni et al. 2002, section 2.3)."""
     length, closest, right, every = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:]
-    precision = right / np.maximum(every, 1.0)
+    # The library keeps a count of nothing off zero in this way; intervals must fit its values.
+    precision = (right + 1e-15) / (every + 1e-9)
     geometric = np.cumprod(precision, axis=1) ** (1.0 / np.arange(1, _ORDERS + 1))
     brevity = np.exp(np.minimum(0.0, 1.0 - closest / np.maximum(length, 1e-9)))
     scores: NDArray[np.float64] = geometric * brevity[:, None]

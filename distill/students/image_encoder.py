@@ -32,8 +32,10 @@ class ImageEncoder(nn.Module):
         self.projection = nn.Linear(channels, config.embed_dim)
         self.adapter = nn.Linear(channels, config.width)
         self.adapter_norm = RMSNorm(config.width)
+        self.eval()  # the probe must not count as training: it would move the batch norms' averages
         with torch.no_grad():
             side = self._feature_map(torch.zeros(1, config.image_px, config.image_px, 3)).shape[-1]
+        self.train()
         self.pool_side = min(side, config.visual_grid)
         self.needs_pooling = side != self.pool_side
         self.visual_tokens = self.pool_side**2

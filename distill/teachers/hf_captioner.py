@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 
 from pocketlens.core.errors import TeacherError
 from pocketlens.core.preprocess import PreprocessSpec
+from pocketlens.distill.quiet import quiet_loading
 from pocketlens.distill.teachers.folder import read_card, teacher_errors
 from pocketlens.distill.teachers.teacher import TeacherCaption
 
@@ -32,7 +33,7 @@ class HfCaptioner:
         card = read_card(folder)
         self.id, self.licence = card.id, card.licence
         self.max_tokens = max_tokens
-        with teacher_errors(folder, "a vision-encoder-decoder model as save_pretrained writes it"):
+        with teacher_errors(folder, "a vision-encoder-decoder model as save_pretrained writes it"), quiet_loading():
             self.model = VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
@@ -43,7 +44,7 @@ class HfCaptioner:
     @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
         """Return one greedy caption a picture for `pixels (B, H, W, 3)` uint8."""
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
         result = self.model.generate(
             pixel_values=(images - self._mean) / self._std,
             max_new_tokens=self.max_tokens,

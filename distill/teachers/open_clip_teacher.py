@@ -1,7 +1,5 @@
 """A dual encoder in open_clip's format, from a local folder or by hub name."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from pocketlens.core.errors import TeacherError
 from pocketlens.core.preprocess import PreprocessSpec
+from pocketlens.distill.quiet import quiet_loading
 from pocketlens.distill.teachers.folder import read_card, teacher_errors
 
 __all__ = ["OpenClipTeacher"]
@@ -36,8 +35,7 @@ class OpenClipTeacher:
         card = read_card(folder)
         self.id, self.licence = card.id, card.licence
         with teacher_errors(folder, "a model in open_clip's format (open_clip_config.json and weights)"):
-            # open_clip reports progress on stdout, where our results go
-            with contextlib.redirect_stdout(io.StringIO()):
+            with quiet_loading():
                 model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}")
                 self._tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
             self._model = model.eval()
@@ -50,7 +48,7 @@ class OpenClipTeacher:
     @torch.inference_mode()
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return `(B, D)` float32 of unit norm for `pixels (B, H, W, 3)` uint8."""
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
         out: NDArray[np.float32] = self._model.encode_image((images - self._mean) / self._std, normalize=True).numpy()
         return out
 

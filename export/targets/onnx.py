@@ -25,9 +25,9 @@ _OPSET: Final = 20
 _CENTRED: Final = "pixels_centred"
 _LEVELS: Final = 255
 
-# What is worth quantizing. Softmax, GELU and the norms stay in float: they are cheap and they are
-# where accuracy goes. The residual additions of the image tower are in, because each of them would
-# otherwise cost a pair of conversions; the lone multiplications are out for the same reason.
+# What is worth quantizing. Softmax, GELU and the norms stay in float: they are cheap, and quantizing
+# additions and multiplications around them brought the text embedding down to cosine 0.25 (from
+# 0.9999). Residual additions of the image tower are in: each would cost a pair of conversions.
 _OPERATORS: Final[dict[Role, tuple[str, ...]]] = {
     "image_encoder": ("Conv", "Add", "Relu", "Gemm", "MatMul"),
     "text_encoder": ("MatMul", "Gemm", "Gather"),
@@ -40,9 +40,11 @@ _OPERATORS: Final[dict[Role, tuple[str, ...]]] = {
 class OnnxTarget:
     """Writes `.onnx` files.
 
-    Int8 weights are per channel and use 7 bits (-64..64): on x86 without VNNI the kernels multiply
-    unsigned activations with signed weights through `pmaddubsw`, whose 16-bit sums saturate with
-    8-bit weights. It costs half a bit of precision and is right on every CPU.
+    Int8 activations are unsigned, int8 weights per channel in 7 bits (-64..64). On x86 without VNNI
+    the kernels multiply those through `pmaddubsw`, whose 16-bit sums saturate with 8-bit weights:
+    mean cosine 0.9979 against 0.9995 with 7 bits. Unsigned weights (0.9998) are as right, but take
+    another kernel that is slower than float. Calibration is min-max: entropy gives the same ranges,
+    percentiles a lower minimum (0.9955 against 0.9974). All on the image tower of a trained `nano`.
     """
 
     engine: str = "onnxruntime"
@@ -122,7 +124,8 @@ def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> 
         quantize_static,
     )
 
-    options: dict[str, object] = {}
+    # Attention's products of two activations stay in float: they gain no speed and lose accuracy.
+    options: dict[str, object] = {"MatMulConstBOnly": True}
     if graph.role == "image_encoder":
         zero_point = _fold_normalisation(source)
         options["TensorQuantOverrides"] = {
@@ -135,6 +138,7 @@ def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> 
             _Reader(feeds),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_OPERATORS[graph.role]),
+            nodes_to_exclude=_constant_additions(source),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -144,6 +148,17 @@ def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> 
         )
     if graph.role == "image_encoder":
         _feed_pixels_unconverted(path)
+
+
+def _constant_additions(path: Path) -> list[str]:
+    """Return the names of additions of a constant: biases of the heads, epsilons, positions."""
+    graph = onnx.load(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "Add" and any(name in constants for name in node.input)
+    ]
 
 
 class _Reader:

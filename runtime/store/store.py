@@ -153,6 +153,7 @@ class Store:
         if k < 1:
             raise ValueError(f"k: expected at least 1, found {k}")
         query = self._checked(vector, "the query")
+        hits: list[Hit] = []
         # One snapshot: what is found is still there when it is read, whoever writes meanwhile.
         with database_errors(self.path), self._connection:
             best = np.empty(0, dtype=np.float32)
@@ -162,8 +163,9 @@ class Store:
                 best_ids = np.concatenate([best_ids, ids])
                 order = np.argsort(-best, kind="stable")[:k]
                 best, best_ids = best[order], best_ids[order]
-            hits = zip(best_ids.tolist(), best.tolist(), strict=True)
-            return [self._hit(index, score) for index, score in hits]
+            pairs = zip(best_ids.tolist(), best.tolist(), strict=True)
+            hits.extend(self._hit(index, score) for index, score in pairs)
+        return hits
 
     def check(self) -> None:
         """Read the whole file and check that it is undamaged.

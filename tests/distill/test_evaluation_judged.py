@@ -79,6 +79,7 @@ def student(tokenizer: Tokenizer) -> Student:
     torch.manual_seed(0)
     config = StudentConfig(
         backbone="mobilenetv4_conv_small_035",
+        output_stride=16,
         image_px=32,
         embed_dim=16,
         width=32,

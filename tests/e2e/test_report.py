@@ -1,6 +1,9 @@
 """The demo's report: one file, nothing made up, nothing left out, safe with any caption."""
 
+import errno
+import itertools
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +12,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from pocketlens.core.errors import DataError, PictureError
+from pocketlens.core.errors import DataError, PictureError, StorageFull
 from pocketlens.demo.report import (
     ComparisonRow,
     EventCount,
@@ -69,11 +72,10 @@ class Page(HTMLParser):
 def content(tmp_path_factory: pytest.TempPathFactory) -> ReportContent:
     folder = tmp_path_factory.mktemp("pictures")
     scenes = [sample_scene(seed, split="test") for seed in range(PICTURES)]
-    said = [captions(scene) for scene in scenes]
-    paths = [folder / f"{i}.jpg" for i in range(PICTURES)]
-    for path, scene in zip(paths, scenes, strict=True):
-        Image.fromarray(render(scene, size_px=128)).save(path, quality=92)
-    return sample(paths, said)
+    paths = [folder / f"{i % 3}.jpg" for i in range(PICTURES)]  # three pictures do, drawing them takes a while
+    for path, scene in zip(paths[:3], scenes, strict=False):
+        Image.fromarray(render(scene, size_px=64)).save(path, quality=92)
+    return sample(paths, [captions(scene) for scene in scenes])
 
 
 def sample(paths: list[Path], said: list[tuple[str, ...]]) -> ReportContent:
@@ -264,7 +266,7 @@ def test_a_screen_reader_finds_its_way(html: str, content: ReportContent) -> Non
     assert page.all("html") == [{"lang": "en"}]
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert all(image["alt"] for image in page.all("img"))
     assert len(page.all("table")) == len(page.all("caption")) == 3
     assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
@@ -306,8 +308,8 @@ def test_who_answered_decides_what_is_shown(html: str, content: ReportContent) -
     text = Page(html).text
     assert f"The device alone: {content.cards[7].caption}" in text
     assert f"Withheld: {content.cards[10].caption}" in text
-    assert text.count("kept quiet") == text.count("from the cloud") == 1
-    assert text.count("on the device ") >= PICTURES - 2
+    assert text.count("Not sure enough to say anything.") == text.count("from the cloud") == 1
+    assert "24 pictures: 22 right, 1 wrong, 1 kept quiet." in text
 
 
 def test_hostile_words_stay_words(tmp_path: Path, content: ReportContent) -> None:
@@ -407,3 +409,19 @@ def test_a_place_that_cannot_be_written_is_a_typed_error(tmp_path: Path, content
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="where the report can be written"):
         write_report(tmp_path / "file" / "r.html", content)
+
+
+def test_a_full_disk_keeps_the_old_report_and_leaves_no_half(
+    tmp_path: Path, content: ReportContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageFull):
+        write_report(path, content)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.html"]
