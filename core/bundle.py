@@ -66,7 +66,7 @@ ROLES: Final[tuple[Role, ...]] = ("image_encoder", "text_encoder", "caption_pref
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all manifest records: immutable, unknown fields refused. (msgspec does not inherit kw_only.)"""
+    """Base of all manifest records: immutable, unknown fields refused. msgspec does not inherit `kw_only`."""
 
 
 class TensorSpec(_Record, frozen=True, kw_only=True):

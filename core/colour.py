@@ -30,9 +30,7 @@ _SPACES: Final = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
 _BAND_PIXELS: Final = 2**20
 
 
-def to_srgb(
-    image: Image.Image, matte: tuple[int, int, int], *, sample_bits: int | None = None
-) -> Image.Image:
+def to_srgb(image: Image.Image, matte: tuple[int, int, int], *, sample_bits: int | None = None) -> Image.Image:
     """Return `image` as mode RGB: sRGB, opaque, 8 bits.
 
     Args:

@@ -101,9 +101,7 @@ class PocketlensError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(
-    kind: type[PocketlensError], args: tuple[str, ...], state: dict[str, object]
-) -> PocketlensError:
+def _rebuild(kind: type[PocketlensError], args: tuple[str, ...], state: dict[str, object]) -> PocketlensError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error

@@ -66,9 +66,7 @@ _NOT_PICTURES: Final = (
     (b"ID3", "an MP3 file"),
 )
 
-_BMP_HEADER_SIZES: Final = frozenset(
-    size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)
-)
+_BMP_HEADER_SIZES: Final = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 
 _HEIF_BRANDS: Final = frozenset(
     {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}

@@ -16,9 +16,7 @@ __all__ = ["name_of", "read_bytes"]
 _DEFAULT_MAX_BYTES: Final = 64 * 2**20
 
 
-def read_bytes(
-    source: str | os.PathLike[str] | bytes | BinaryIO, *, max_bytes: int = _DEFAULT_MAX_BYTES
-) -> bytes:
+def read_bytes(source: str | os.PathLike[str] | bytes | BinaryIO, *, max_bytes: int = _DEFAULT_MAX_BYTES) -> bytes:
     """Return the encoded file that `source` names or holds.
 
     Args:

@@ -46,9 +46,7 @@ def _kernel(x: NDArray[np.float64], filter_name: FilterName) -> NDArray[np.float
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def tap_weights(
-    size_in: int, size_out: int, filter_name: FilterName
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def tap_weights(size_in: int, size_out: int, filter_name: FilterName) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the banded coefficient matrix of one axis: where each band starts and its weights.
 
     Args:
@@ -80,9 +78,7 @@ def tap_weights(
     return first, np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
 
 
-def _blend(
-    samples: NDArray[np.uint8], first: NDArray[np.int64], weights: NDArray[np.int32]
-) -> NDArray[np.uint8]:
+def _blend(samples: NDArray[np.uint8], first: NDArray[np.int64], weights: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Return uint8 (A, m, C) from `samples` (A, n, C): axis 1 times the banded matrix."""
     last = samples.shape[1] - 1
     total = np.full((samples.shape[0], len(first), samples.shape[2]), 1 << (PRECISION_BITS - 1), np.int32)

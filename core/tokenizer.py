@@ -45,11 +45,11 @@ class Tokenizer:
         Raises:
             BundleSchemaError: the file is no tokenizer, or lacks a special token.
         """
-        from tokenizers import Tokenizer as Backend  # noqa: PLC0415 - keeps `import pocketlens` light
+        from tokenizers import Tokenizer as Backend
 
         try:
             backend = Backend.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 - the library raises plain Exception and nothing narrower
+        except Exception as error:
             raise BundleSchemaError(
                 str(path),
                 expected="a Hugging Face tokenizers JSON file",

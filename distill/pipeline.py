@@ -157,9 +157,7 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
     def progress(at: Progress) -> None:
         report("train", at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
 
-    return train(
-        recipe, data, tokenizer, teacher_dim=reinforced.images.shape[2], run=work.student, progress=progress
-    )
+    return train(recipe, data, tokenizer, teacher_dim=reinforced.images.shape[2], run=work.student, progress=progress)
 
 
 def _pixels(

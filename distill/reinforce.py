@@ -67,8 +67,10 @@ def reinforce(
 
     Args:
         samples: the pictures' captions.
-        embedder, captioner: the teachers.
-        embedder_pixels, captioner_pixels: `(N, H, W, 3)` uint8, preprocessed by each teacher's spec.
+        embedder: the embedding teacher.
+        captioner: the captioning teacher.
+        embedder_pixels: `(N, H, W, 3)` uint8, preprocessed by the embedder's spec.
+        captioner_pixels: likewise by the captioner's.
         teacher_folders: hashed into the key.
         folder: where shards go.
         views: R, augmentations a picture.
@@ -86,7 +88,7 @@ def reinforce(
     for number, rows in enumerate(batches(len(samples), shard)):
         digest = base.copy()
         digest.update(msgspec.json.encode(samples[rows]))
-        digest.update(np.ascontiguousarray(embedder_pixels[rows]))
+        digest.update(embedder_pixels[rows].tobytes())
         path = folder / f"shard-{number:05d}-{digest.hexdigest()[:16]}.safetensors"
         if not path.exists():
             indices = range(rows.start, rows.stop)

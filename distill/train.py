@@ -8,7 +8,7 @@ import csv
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
@@ -47,6 +47,16 @@ class _Model(nn.Module):
         self.projection = nn.Linear(student.config.embed_dim, teacher_dim, bias=False)
 
 
+class _Run(NamedTuple):
+    """All that a run holds while it goes on."""
+
+    recipe: Recipe
+    folder: Path
+    model: _Model
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+
+
 def train(
     recipe: Recipe,
     data: TrainingSet,
@@ -61,6 +71,14 @@ def train(
     The folder gets `recipe.toml`, `checkpoint.pt`, `metrics.csv` and, at the end, `student.json` and
     `student.safetensors`; the caller has put `tokenizer.json` there.
 
+    Args:
+        recipe: the whole recipe.
+        data: what to learn from.
+        tokenizer: the student's.
+        teacher_dim: width of the teacher's embeddings.
+        run: the run's folder.
+        progress: told after every step.
+
     Raises:
         TrainingError: the loss is not finite, another process uses the folder, or the folder holds a run of
             another recipe. The last good checkpoint is kept.
@@ -72,48 +90,24 @@ def train(
         model = _Model(Student(recipe.student_config(tokenizer.vocab_size)), teacher_dim)
         model.to(memory_format=torch.channels_last)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
-        optimizer = _optimizer(model, recipe)
-        start = _resume(run, recipe, model, average, optimizer)
-        _loop(recipe, data, tokenizer.pad_id, model, average, optimizer, start, run, progress)
-        student: Student = average.module.student
+        state = _Run(recipe, run, model, average, _optimizer(model, recipe))
+        _loop(state, data, tokenizer.pad_id, _resume(state), progress)
+        averaged = cast("_Model", average.module)
+        student = averaged.student
         save_student(run, student.eval())
         return student
 
 
-def _loop(
-    recipe: Recipe,
-    data: TrainingSet,
-    pad_id: int,
-    model: _Model,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    start: int,
-    run: Path,
-    progress: Callable[[Progress], None] | None,
-) -> None:
-    settings, began, smooth = recipe.train, time.monotonic(), 0.0
-    model.train()
+def _loop(run: _Run, data: TrainingSet, pad_id: int, start: int, progress: Callable[[Progress], None] | None) -> None:
+    settings, began, smooth = run.recipe.train, time.monotonic(), 0.0
+    run.model.train()
     rows: list[dict[str, float]] = []
     for step in range(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(
-                step,
-                total=settings.steps,
-                warmup=max(1, round(settings.warmup * settings.steps)),
-                peak=settings.learning_rate,
-                floor=settings.learning_rate / 100,
-            )
-        terms = _losses(recipe, model, data.batch(step, settings.batch), pad_id)
+        terms = _losses(run.recipe, run.model, data.batch(step, settings.batch), pad_id)
         total = sum(terms.values(), torch.zeros(()))
         if not torch.isfinite(total):
-            raise _not_finite(step, terms, run)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        optimizer.step()
-        with torch.no_grad():
-            model.student.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
-        average.update_parameters(model)
+            raise _not_finite(step, terms, run.folder)
+        _update(run, step, total)
         value = total.item()
         smooth = value if step == start else 0.95 * smooth + 0.05 * value
         rows.append({"step": step, "loss": value, **{name: term.item() for name, term in terms.items()}})
@@ -121,8 +115,27 @@ def _loop(
             rate = (step + 1 - start) * settings.batch / (time.monotonic() - began)
             progress(Progress(step + 1, settings.steps, smooth, rate))
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            _checkpoint(run, recipe, step + 1, model, average, optimizer, rows)
+            _checkpoint(run, step + 1, rows)
             rows = []
+
+
+def _update(run: _Run, step: int, total: Tensor) -> None:
+    settings = run.recipe.train
+    for group in run.optimizer.param_groups:
+        group["lr"] = warmup_cosine(
+            step,
+            total=settings.steps,
+            warmup=max(1, round(settings.warmup * settings.steps)),
+            peak=settings.learning_rate,
+            floor=settings.learning_rate / 100,
+        )
+    run.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm)
+    run.optimizer.step()
+    with torch.no_grad():
+        run.model.student.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
+    run.average.update_parameters(run.model)
 
 
 def _losses(recipe: Recipe, model: _Model, batch: Batch, pad_id: int) -> dict[str, Tensor]:
@@ -168,47 +181,36 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.train.learning_rate, betas=(0.9, 0.98))
 
 
-def _resume(
-    run: Path, recipe: Recipe, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
+def _resume(run: _Run) -> int:
     """Load the checkpoint if there is one; return the step to go on with."""
-    digest = msgspec.json.encode(recipe).decode()
-    state = load_state(run / "checkpoint.pt")
+    state = load_state(run.folder / "checkpoint.pt")
     if state is None:
-        write_recipe(run / "recipe.toml", recipe)
-        (run / "metrics.csv").unlink(missing_ok=True)
+        write_recipe(run.folder / "recipe.toml", run.recipe)
+        (run.folder / "metrics.csv").unlink(missing_ok=True)
         return 0
-    if state["recipe"] != digest:
+    if state["recipe"] != msgspec.json.encode(run.recipe).decode():
         raise TrainingError(
-            f"run folder {run}",
+            f"run folder {run.folder}",
             expected="the recipe that this run was started with",
             found="a checkpoint of another recipe",
             remedy="Choose another folder, or delete this one to start anew.",
         )
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    run.model.load_state_dict(state["model"])
+    run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
-def _checkpoint(
-    run: Path,
-    recipe: Recipe,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rows: list[dict[str, float]],
-) -> None:
+def _checkpoint(run: _Run, step: int, rows: list[dict[str, float]]) -> None:
     state: dict[str, Any] = {
         "step": step,
-        "recipe": msgspec.json.encode(recipe).decode(),
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "recipe": msgspec.json.encode(run.recipe).decode(),
+        "model": run.model.state_dict(),
+        "average": run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
     }
-    save_state(run / "checkpoint.pt", state)
-    path = run / "metrics.csv"
+    save_state(run.folder / "checkpoint.pt", state)
+    path = run.folder / "metrics.csv"
     with storage_errors(path):
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as stream:

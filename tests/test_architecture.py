@@ -37,7 +37,9 @@ def test_importing_pocketlens_loads_nothing_heavy() -> None:
 def _modules() -> list[str]:
     import pocketlens
 
-    return [m.name for m in pkgutil.walk_packages(pocketlens.__path__, "pocketlens.") if not m.name.endswith("__main__")]
+    return [
+        m.name for m in pkgutil.walk_packages(pocketlens.__path__, "pocketlens.") if not m.name.endswith("__main__")
+    ]
 
 
 @pytest.mark.parametrize("name", _modules())

@@ -44,9 +44,7 @@ _LIGHT: Final[dict[str, tuple[float, float, float]]] = {  # what the ground is m
 
 
 @lru_cache(maxsize=128)
-def backdrop(
-    background: str, light: str, horizon: int, variant: int, size_px: int
-) -> npt.NDArray[np.float16]:
+def backdrop(background: str, light: str, horizon: int, variant: int, size_px: int) -> npt.NDArray[np.float16]:
     """Return the backdrop `(size_px, 1.5 size_px, 3)`, linear light in [0, 1]; do not change it."""
     fold = 2  # painted at twice the size and averaged, so that far texture does not flicker
     high, wide = size_px * fold, round(size_px * SPAN) * fold
@@ -62,9 +60,7 @@ def backdrop(
 class _Painter:
     """Holds the pixel grid and the random source while one backdrop is painted."""
 
-    def __init__(
-        self, background: str, light: str, horizon: float, variant: int, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, background: str, light: str, horizon: float, variant: int, shape: tuple[int, int]) -> None:
         self.background, self.light, self.horizon, self.shape = background, light, horizon, shape
         high, wide = shape
         self.rng = np.random.default_rng([variant, len(background), ord(background[0])])
@@ -188,9 +184,7 @@ class _Painter:
                 phase, tall = self.rng.random(5) * 6.3, (0.085, 0.05)[i]
                 waves = sum(
                     np.sin(self.x * f + p) * a
-                    for f, a, p in zip(
-                        (3.1, 6.7, 12.1, 25, 47), (1, 0.5, 0.3, 0.09, 0.05), phase, strict=True
-                    )
+                    for f, a, p in zip((3.1, 6.7, 12.1, 25, 47), (1, 0.5, 0.3, 0.09, 0.05), phase, strict=True)
                 )
                 line = self.horizon - tall * np.clip(0.62 + 0.42 * waves, 0.1, None)
             mask = np.clip((self.y - line) * self.shape[0] + 0.5, 0, 1)[..., None]
@@ -217,9 +211,9 @@ class _Painter:
             w, y0, y1, half_bar = 0.15, -0.1, self.horizon * 0.64, 0.007
             dx = np.abs(self.x - cx)
             for grow, frame in ((0.022, True), (0.0, False)):
-                mask = (
-                    np.clip((w + grow - dx) * pixels, 0, 1) * np.clip((y1 + grow - self.y) * pixels, 0, 1)
-                )[..., None]
+                mask = (np.clip((w + grow - dx) * pixels, 0, 1) * np.clip((y1 + grow - self.y) * pixels, 0, 1))[
+                    ..., None
+                ]
                 if frame:
                     layer: Floats = np.asarray(_linear((246, 244, 238)), dtype=np.float32) * np.sqrt(
                         np.asarray(_LIGHT[self.light], dtype=np.float32)
@@ -312,11 +306,7 @@ class _Painter:
         rows = np.clip((source * high).astype(np.int64), 0, high - 1)
         mirrored = np.take_along_axis(sky, np.broadcast_to(rows[..., None], sky.shape), axis=0)
         share = (0.60 - 0.38 * np.sqrt(self.near))[..., None]
-        glint = (
-            np.clip(ripple, 0, None)[..., None]
-            * 0.07
-            * np.asarray(_linear(_SKY[self.light][1]), dtype=np.float32)
-        )
+        glint = np.clip(ripple, 0, None)[..., None] * 0.07 * np.asarray(_linear(_SKY[self.light][1]), dtype=np.float32)
         return ground * (1 - share) * (1 + 0.16 * ripple[..., None]) + mirrored * share + glint
 
 

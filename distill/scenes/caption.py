@@ -100,7 +100,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
     ways = list(_ALONE if len(scene.groups) == 1 else _TOGETHER)
     while len(written) < CAPTIONS_PER_SCENE:
         way = ways.pop(int(rng.random() * len(ways)))
-        text = way(scene, _Voice(pick, sizes=rng.random() < 0.7))  # noqa: PLR2004
+        text = way(scene, _Voice(pick, sizes=rng.random() < 0.7))
         if text not in written:
             written.append(text)
     return tuple(written)
@@ -181,12 +181,8 @@ _TOGETHER: Final[tuple[_Way, ...]] = (
         v.name(s.groups[1]), _relation(s, v, inverse=True), v.name(s.groups[0]), _where(s, v), _when(s, v)
     ),
     lambda s, v: _join(v.name(s.groups[0]), "and", v.name(s.groups[1]), _where(s, v), _when(s, v)),
-    lambda s, v: _join(
-        _there(s.groups[0]), v.name(s.groups[0]), _relation(s, v), v.name(s.groups[1]), _where(s, v)
-    ),
-    lambda s, v: _join(
-        v.pick(_OPENINGS), v.name(s.groups[0]), _relation(s, v), v.name(s.groups[1]), _when(s, v)
-    ),
+    lambda s, v: _join(_there(s.groups[0]), v.name(s.groups[0]), _relation(s, v), v.name(s.groups[1]), _where(s, v)),
+    lambda s, v: _join(v.pick(_OPENINGS), v.name(s.groups[0]), _relation(s, v), v.name(s.groups[1]), _when(s, v)),
     lambda s, v: _join(
         _where(s, v),
         _there(s.groups[1]),
@@ -202,9 +198,7 @@ _TOGETHER: Final[tuple[_Way, ...]] = (
         _where(s, v),
         _when(s, v),
     ),
-    lambda s, v: _join(
-        v.name(s.groups[0]), v.pick(_VAGUE[s.relation or ""]), v.name(s.groups[1]), _when(s, v)
-    ),
+    lambda s, v: _join(v.name(s.groups[0]), v.pick(_VAGUE[s.relation or ""]), v.name(s.groups[1]), _when(s, v)),
     lambda s, v: _join(_SCENES[s.light], v.name(s.groups[1]), "and", v.name(s.groups[0]), _where(s, v)),
 )
 

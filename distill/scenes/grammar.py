@@ -173,10 +173,10 @@ def sample_scene(seed: int, *, split: Split, groups: int | None = None) -> Scene
             found=f"split={split!r}, groups={groups!r}",
             remedy="Correct the call.",
         )
-    from pocketlens.distill.scenes.layout import place  # noqa: PLC0415 - layout needs the types above
+    from pocketlens.distill.scenes.layout import place
 
     rng = random.Random(f"pocketlens scenes 1 {split} {groups} {seed}")
-    n = groups or (1 if rng.random() < 0.4 else 2)  # noqa: PLR2004
+    n = groups or (1 if rng.random() < 0.4 else 2)
     pairs = _sample_pairs(rng, n, split)
     relation = None if n == 1 else _pick(rng, RELATIONS)
     shape = _sample_counts(rng, n, relation)
@@ -195,7 +195,7 @@ def sample_scene(seed: int, *, split: Split, groups: int | None = None) -> Scene
         horizon=int(rng.random() * 3),
         shift=int(rng.random() * 16),
         variant=int(rng.random() * 2),
-        light_x=(0.35 + 0.5 * rng.random()) * (1 if rng.random() < 0.5 else -1),  # noqa: PLR2004
+        light_x=(0.35 + 0.5 * rng.random()) * (1 if rng.random() < 0.5 else -1),
         exposure=0.93 + 0.15 * rng.random(),
         blur=max(0.0, 0.009 * rng.random() - 0.004),
         noise=0.004 + 0.011 * rng.random() ** 2,
@@ -231,19 +231,18 @@ def _sample_pairs(rng: random.Random, n: int, split: Split) -> list[tuple[str, s
     if n == 1:
         return pairs
     # One in eight pairs of groups differs in the colour alone: only the relation tells them apart.
-    same_kind = rng.random() < 0.125  # noqa: PLR2004
+    same_kind = rng.random() < 0.125
     kind, colour = pairs[0]
     rest = [p for p in pool if (p[0] == kind) == same_kind and p != (kind, colour)]
     pairs.append(_pick(rng, rest))
-    return pairs if rng.random() < 0.5 else pairs[::-1]  # noqa: PLR2004
+    return pairs if rng.random() < 0.5 else pairs[::-1]
 
 
 def _sample_counts(rng: random.Random, n: int, relation: str | None) -> tuple[tuple[str, int], ...]:
     weights = (0.4, 0.25, 0.2, 0.15) if n == 1 else (0.58, 0.26, 0.16)
     while True:
         shape = tuple(
-            (_pick(rng, SIZES, (0.3, 0.4, 0.3)), _pick(rng, range(1, len(weights) + 1), weights))
-            for _ in range(n)
+            (_pick(rng, SIZES, (0.3, 0.4, 0.3)), _pick(rng, range(1, len(weights) + 1), weights)) for _ in range(n)
         )
         if _fits(shape, relation):
             return shape

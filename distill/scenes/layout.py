@@ -35,9 +35,7 @@ _POSES: Final = 2
 _Spot = tuple[float, float, float]  # x, y, scale
 
 
-def place(
-    groups: tuple[Group, ...], relation: str | None, rand: Callable[[], float]
-) -> tuple[SceneObject, ...]:
+def place(groups: tuple[Group, ...], relation: str | None, rand: Callable[[], float]) -> tuple[SceneObject, ...]:
     """Return the objects of `groups`, farthest first.
 
     Args:
@@ -57,7 +55,7 @@ def place(
     objects = []
     for index, (group, row) in enumerate(zip(groups, best, strict=True)):
         pose = int(rand() * _POSES)
-        mirrored = rand() < 0.5  # noqa: PLR2004
+        mirrored = rand() < 0.5
         objects += [
             SceneObject(
                 kind=group.kind,
@@ -84,7 +82,7 @@ def visible_share(objects: tuple[SceneObject, ...], index: int) -> float:
 def _propose(groups: tuple[Group, ...], relation: str | None, rand: Callable[[], float]) -> list[list[_Spot]]:
     if relation in ("behind", "in front of"):
         centre = 0.5 + 0.16 * (rand() - 0.5)
-        offset = (0.06 + 0.24 * rand()) * (1 if rand() < 0.5 else -1)  # noqa: PLR2004
+        offset = (0.06 + 0.24 * rand()) * (1 if rand() < 0.5 else -1)
         near, far = (0.90 + 0.05 * rand(), centre - offset / 2), (0.62 + 0.04 * rand(), centre + offset / 2)
         where = (far, near) if relation == "behind" else (near, far)
         return [_row(group, x, y, rand) for group, (y, x) in zip(groups, where, strict=True)]
@@ -106,13 +104,11 @@ def _row(group: Group, x: float, y: float, rand: Callable[[], float]) -> list[_S
     step = SLOTS[group.size] / 12 * 0.97
     half = step * (group.count - 1) / 2
     edge = SCALES[group.size] * EXTENTS[group.kind][0] + 0.01
-    x = min(max(x, half + edge), 1 - half - edge) if half + edge < 0.5 else 0.5  # noqa: PLR2004
-    phase = 1 if rand() < 0.5 else -1  # noqa: PLR2004
+    x = min(max(x, half + edge), 1 - half - edge) if half + edge < 0.5 else 0.5
+    phase = 1 if rand() < 0.5 else -1
     spots = []
     for i in range(group.count):
-        depth = (
-            y + (phase * (0.026 if i % 2 else -0.026) if group.count > 1 else 0.0) + 0.014 * (rand() - 0.5)
-        )
+        depth = y + (phase * (0.026 if i % 2 else -0.026) if group.count > 1 else 0.0) + 0.014 * (rand() - 0.5)
         scale = SCALES[group.size] * (0.82 + 0.55 * (depth - 0.62))
         jitter = 0.12 * step * (rand() - 0.5)
         reach = EXTENTS[group.kind][0] * scale  # wide kinds may outgrow their slot, not the picture
@@ -123,7 +119,7 @@ def _row(group: Group, x: float, y: float, rand: Callable[[], float]) -> list[_S
 
 def _worst_share(groups: tuple[Group, ...], spots: list[list[_Spot]]) -> float:
     frames = [_frame(g.kind, spot) for g, row in zip(groups, spots, strict=True) for spot in row]
-    inside = all(f[0] > -0.02 and f[2] < 1.02 and f[1] > 0.01 for f in frames)  # noqa: PLR2004
+    inside = all(f[0] > -0.02 and f[2] < 1.02 and f[1] > 0.01 for f in frames)
     worst = min(_uncovered(f, [o for o in frames if o[3] > f[3]]) for f in frames)
     return worst if inside else worst - 0.5
 
@@ -134,9 +130,7 @@ def _frame(kind: str, spot: _Spot) -> tuple[float, float, float, float]:
     return x - half * scale, y - height * scale, x + half * scale, y
 
 
-def _uncovered(
-    frame: tuple[float, float, float, float], nearer: list[tuple[float, float, float, float]]
-) -> float:
+def _uncovered(frame: tuple[float, float, float, float], nearer: list[tuple[float, float, float, float]]) -> float:
     left, top, right, bottom = frame
     hits = [o for o in nearer if o[0] < right and o[2] > left and o[1] < bottom]
     if not hits:

@@ -217,9 +217,7 @@ def _boat() -> list[Patch]:
 def _fish() -> list[Patch]:
     t = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     body = np.stack([0.10 + 0.40 * np.cos(t), 0.40 + 0.27 * np.sin(t) * (1 + 0.18 * np.cos(t))], axis=1)
-    tail = np.asarray(
-        [(-0.22, 0.40), (-0.40, 0.56), (-0.60, 0.68), (-0.52, 0.40), (-0.60, 0.12), (-0.40, 0.24)]
-    )
+    tail = np.asarray([(-0.22, 0.40), (-0.40, 0.56), (-0.60, 0.68), (-0.52, 0.40), (-0.60, 0.12), (-0.40, 0.24)])
     top = np.asarray([(0.26, 0.60), (0.10, 0.64), (-0.10, 0.58), (-0.16, 0.76), (0.02, 0.82), (0.14, 0.77)])
     belly = np.asarray([(0.16, 0.18), (-0.02, 0.17), (-0.14, 0.03), (-0.02, 0.02), (0.10, 0.08)])
     fin = Material(tint=0.72, rgb=(0.02, 0.02, 0.02), gloss=0.3)
@@ -267,7 +265,7 @@ def _mushroom() -> list[Patch]:
 def _disc(centre: tuple[float, float, float], normal: np.ndarray, radius: float) -> Patch:
     """Return a slightly raised round spot."""
     spot = ball((0, 0, 0), (radius, 0.014, radius), _WHITE)
-    side = np.cross(normal, (0.0, 0.0, 1.0) if abs(normal[2]) < 0.9 else (1.0, 0.0, 0.0))  # noqa: PLR2004
+    side = np.cross(normal, (0.0, 0.0, 1.0) if abs(normal[2]) < 0.9 else (1.0, 0.0, 0.0))
     side /= np.linalg.norm(side)
     turn = np.stack([side, normal, np.cross(side, normal)]).astype(np.float32)
     return Patch(spot.points @ turn + np.asarray(centre, dtype=np.float32), spot.normals @ turn, _WHITE)
@@ -275,10 +273,7 @@ def _disc(centre: tuple[float, float, float], normal: np.ndarray, radius: float)
 
 def _balloon() -> list[Patch]:
     bend = np.linspace(0, np.pi, 60)
-    egg = [
-        (0.345 * float(np.sin(a)) * (1 - 0.13 * float(np.cos(a))), 0.97 - 0.41 * float(np.cos(a)))
-        for a in bend
-    ]
+    egg = [(0.345 * float(np.sin(a)) * (1 - 0.13 * float(np.cos(a))), 0.97 - 0.41 * float(np.cos(a))) for a in bend]
     knot = revolve([(0.055, 0.50), (0.012, 0.565)], _OWN)
     wave = np.linspace(0, 1, 30)
     string = [(0.035 * float(np.sin(5 * w)) * (1 - float(w)), 0.52 * float(w), 0.0) for w in wave]
@@ -301,9 +296,7 @@ def _cup() -> list[Patch]:
 
 def _duck() -> list[Patch]:
     wing_t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    wing = np.stack(
-        [-0.10 + 0.24 * np.cos(wing_t), 0.33 + 0.13 * np.sin(wing_t) - 0.06 * np.cos(wing_t)], axis=1
-    )
+    wing = np.stack([-0.10 + 0.24 * np.cos(wing_t), 0.33 + 0.13 * np.sin(wing_t) - 0.06 * np.cos(wing_t)], axis=1)
     darker = Material(tint=0.82, gloss=0.25)
     parts = [
         ball((-0.04, 0.29, 0), (0.42, 0.29, 0.30), _OWN),

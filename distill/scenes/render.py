@@ -236,14 +236,14 @@ def _expose(canvas: Floats, scene: Scene) -> npt.NDArray[np.uint8]:
     canvas *= scene.exposure * (1 - scene.vignette * _corners(size))
     # A soft shoulder keeps highlights from clipping to flat white.
     np.maximum(canvas, 0, out=canvas)
-    bright = canvas > 0.8  # noqa: PLR2004
+    bright = canvas > 0.8
     canvas[bright] = 0.8 + 0.2 * np.tanh((canvas[bright] - 0.8) / 0.2)
     np.sqrt(canvas, out=canvas)
     grain = _grain(scene.seed % 8, size)
     roll = (scene.seed // 8 % 32) * size // 32
     canvas += scene.noise * np.roll(grain, roll, axis=1)
     picture = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
-    if scene.blur * size < 0.05:  # noqa: PLR2004
+    if scene.blur * size < 0.05:
         return picture
     blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(scene.blur * size))
     return np.array(blurred)

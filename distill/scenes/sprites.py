@@ -94,7 +94,7 @@ def _splat(patches: list[Patch], yaw_deg: float) -> Floats:
     materials: list[npt.NDArray[np.int64]] = []
     for patch in patches:
         facing = patch.normals @ turn.T
-        front = facing[:, 2] > -0.02  # noqa: PLR2004
+        front = facing[:, 2] > -0.02
         points = patch.points[front] @ turn.T
         column = ((points[:, 0] - _LEFT) * SPRITE_PX).astype(np.int32).clip(0, side - 1)
         row = ((_BOTTOM + _SIDE - points[:, 1]) * SPRITE_PX).astype(np.int32).clip(0, side - 1)

@@ -69,9 +69,7 @@ def ball(centre: tuple[float, float, float], radii: tuple[float, float, float], 
     r = np.asarray(radii, dtype=np.float32)
     steps = max(12, int(DENSITY * np.pi * r.max()))
     theta, phi = np.meshgrid(np.linspace(0, np.pi, steps), np.linspace(0, 2 * np.pi, 2 * steps))
-    unit = np.stack(
-        [np.sin(theta) * np.cos(phi), np.cos(theta), np.sin(theta) * np.sin(phi)], axis=-1
-    ).reshape(-1, 3)
+    unit = np.stack([np.sin(theta) * np.cos(phi), np.cos(theta), np.sin(theta) * np.sin(phi)], axis=-1).reshape(-1, 3)
     unit = unit.astype(np.float32)
     return Patch(unit * r + np.asarray(centre, dtype=np.float32), _unit(unit / r), material)
 
@@ -106,9 +104,7 @@ def revolve(
     angle = np.linspace(0, 2 * np.pi, turns, endpoint=False)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     zero = np.zeros_like(cos)
-    points = np.stack(
-        [line[:, 0] * cos + at[0], line[:, 1] + zero, line[:, 0] * sin + at[1]], axis=-1
-    ).reshape(-1, 3)
+    points = np.stack([line[:, 0] * cos + at[0], line[:, 1] + zero, line[:, 0] * sin + at[1]], axis=-1).reshape(-1, 3)
     normals = np.stack([slope[:, 1] * cos, -slope[:, 0] + zero, slope[:, 1] * sin], axis=-1).reshape(-1, 3)
     return Patch(points.astype(np.float32), _unit(normals) * (-1 if inward else 1), material)
 
@@ -146,7 +142,7 @@ def puff(
 def flat(corners: list[tuple[float, float, float]], material: Material) -> Patch:
     """Return a flat triangle or quadrilateral; the normal follows the right-hand rule."""
     c = np.asarray(corners, dtype=np.float64)
-    if len(c) == 3:  # noqa: PLR2004
+    if len(c) == 3:
         c = np.concatenate([c, c[2:]])
     length = max(np.linalg.norm(c[1] - c[0]), np.linalg.norm(c[2] - c[1]), np.linalg.norm(c[3] - c[0]))
     t = np.linspace(0, 1, max(4, int(DENSITY * length)))
@@ -174,7 +170,7 @@ def tube(path: list[tuple[float, float, float]], radius: float, material: Materi
     line = _resample(np.asarray(path, dtype=np.float64))
     along = _unit(np.gradient(line, axis=0)).astype(np.float64)
     side = np.cross(along, (0.0, 0.0, 1.0))
-    weak = np.linalg.norm(side, axis=1) < 0.1  # noqa: PLR2004
+    weak = np.linalg.norm(side, axis=1) < 0.1
     side[weak] = np.cross(along[weak], (0.0, 1.0, 0.0))
     side = _unit(side).astype(np.float64)
     up = np.cross(side, along)

@@ -45,7 +45,8 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """`(B, S, E)` -> `(B, H, S, K)`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return split
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attend `query (B, H, Q, K)` over `keys`, `values (B, H, S, K)`.
@@ -57,7 +58,8 @@ class Attention(nn.Module):
         scores = scores.view(batch, heads, queries, -1) + mask
         weights = torch.softmax(scores, dim=-1).flatten(0, 1)
         mixed = torch.bmm(weights, values.flatten(0, 1)).view(batch, heads, queries, depth)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class Block(nn.Module):
@@ -83,7 +85,8 @@ class Block(nn.Module):
     def finish(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attend, add, feed forward, add: `(B, S, E)` -> `(B, S, E)`."""
         x = x + self.attention(query, keys, values, mask)
-        return x + self.feed(self.feed_norm(x))
+        fed: Tensor = self.feed(self.feed_norm(x))
+        return x + fed
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Self-attention over `x (B, S, E)` under `mask`; returns `(B, S, E)`."""

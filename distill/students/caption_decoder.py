@@ -7,6 +7,8 @@ Letters: `B` batch, `V` visual tokens, `N` text tokens, `S = V + caption_tokens`
 `E` width, `L` layers, `H` heads, `K` width of one head.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,8 @@ __all__ = ["CaptionDecodeStep", "CaptionDecoder", "CaptionPrefill"]
 
 class CaptionDecoder(nn.Module):
     """A decoder-only transformer. Visual tokens see each other; text sees them and its own past."""
+
+    mask: Tensor
 
     def __init__(self, config: StudentConfig, *, visual_tokens: int) -> None:
         super().__init__()
@@ -35,6 +39,11 @@ class CaptionDecoder(nn.Module):
         prefix = order[None, :] < visual_tokens
         mask = torch.where(past | prefix, 0.0, MASKED)
         self.register_buffer("mask", mask[None, None], persistent=False)  # (1, 1, S, S)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The transformer blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
 
     def forward(self, visual: Tensor, ids: Tensor) -> Tensor:
         """Return next-token logits `(B, N, vocab)` for `visual (B, V, E)` and `ids (B, N)` int32."""
@@ -61,16 +70,18 @@ class CaptionPrefill(nn.Module):
         count = decoder.visual_tokens
         mask = decoder.mask[:, :, :count, :count]
         x, layers = visual_tokens, []
-        for index, block in enumerate(decoder.blocks):
+        for index, block in enumerate(decoder.layers):
             query, keys, values = block.project(x)
             layers.append(torch.stack([keys, values], dim=1))  # (B, 2, H, V, K)
-            if index + 1 < len(decoder.blocks):  # nobody reads what the last block makes of the prefix
+            if index + 1 < len(decoder.layers):  # nobody reads what the last block makes of the prefix
                 x = block.finish(x, query, keys, values, mask)
         return functional.pad(torch.stack(layers, dim=1), (0, 0, 0, decoder.caption_tokens))
 
 
 class CaptionDecodeStep(nn.Module):
     """One token and a cache -> logits of the next token and the cache with the token in it."""
+
+    order: Tensor
 
     def __init__(self, decoder: CaptionDecoder) -> None:
         super().__init__()
@@ -94,7 +105,7 @@ class CaptionDecodeStep(nn.Module):
         hidden = (self.order[None] > position[:, None]).to(torch.float32) * MASKED
         mask = hidden[:, None, None, :]  # (B, 1, 1, S)
         layers = []
-        for index, block in enumerate(decoder.blocks):
+        for index, block in enumerate(decoder.layers):
             query, key, value = block.project(x)
             keys = torch.where(here, key, cache[:, index, 0])
             values = torch.where(here, value, cache[:, index, 1])

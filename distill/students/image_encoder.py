@@ -1,5 +1,7 @@
 """The image tower: one pass gives the embedding and the visual tokens of the caption."""
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -21,10 +23,14 @@ class ImageEncoder(nn.Module):
         RecipeError: timm does not know the backbone, or it has no feature maps.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.backbone = _backbone(config)
-        channels: int = self.backbone.feature_info.channels()[-1]
+        backbone: Any = _backbone(config)
+        self.backbone: nn.Module = backbone
+        channels: int = backbone.feature_info.channels()[-1]
         # Folded into one multiply and one add: pixel * scale + shift.
         std = 255.0 * torch.tensor(config.std)
         self.register_buffer("scale", (1.0 / std).view(1, 3, 1, 1), persistent=False)

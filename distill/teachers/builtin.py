@@ -5,9 +5,10 @@
     python -m pocketlens.distill.teachers.builtin embedder  --data build/teachers/scenes --out distill/teachers/weights
     python -m pocketlens.distill.teachers.builtin captioner --data build/teachers/scenes --out distill/teachers/weights
 
-The data folder is rendered first if it is not there (16,000 training pictures). Each command takes
-about half an hour on one core. The embedder is saved in open_clip's format, the captioner in Hugging
-Face's, and both are opened by the same code that opens any other teacher.
+The data folder is rendered first if it is not there (16,000 training pictures). The embedder is saved in
+open_clip's format, the captioner in Hugging Face's, and both are opened by the same code that opens any
+other teacher. `--continue` starts from the weights in the output folder instead of from nothing;
+docs/teachers.md says with which commands the weights in this repository were made.
 
 Contrastive training alone needs far more pictures than an hour of CPU sees, so each picture tower
 also predicts, from its pooled features and with a linear head that is thrown away, which kinds,
@@ -21,12 +22,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -43,7 +45,7 @@ from pocketlens.core.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from pocketlens.distill import augment
 from pocketlens.distill.bpe import train_bpe
 from pocketlens.distill.pictures import load_pixels
-from pocketlens.distill.scenes import Sample, read_split, write_dataset
+from pocketlens.distill.scenes import Sample, Split, read_split, write_dataset
 from pocketlens.distill.schedule import warmup_cosine
 
 __all__ = ["main"]
@@ -80,16 +82,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("teacher", choices=("embedder", "captioner"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3, help="AdamW's peak learning rate")
+    parser.add_argument("--attributes", type=float, default=60.0, help="weight of the attribute head's loss")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="from the weights in --out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
     data = _Data(options.data)
     train = _train_embedder if options.teacher == "embedder" else _train_captioner
-    train(data, options.out / f"scenes-{options.teacher}", options.steps, options.batch)
+    plan = _Plan(options.steps, options.batch, options.rate, options.attributes, options.resume)
+    train(data, options.out / f"scenes-{options.teacher}", plan)
     return 0
+
+
+class _Plan(NamedTuple):
+    """How one teacher is trained."""
+
+    steps: int
+    batch: int
+    rate: float
+    attributes: float
+    resume: bool
 
 
 class _Data:
@@ -97,7 +113,8 @@ class _Data:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "train.jsonl").exists():
-            sizes, sides = {"train": TRAIN_PICTURES, "val": 500, "test": 500}, {"train": 128, "val": 128, "test": 256}
+            sizes: dict[Split, int] = {"train": TRAIN_PICTURES, "val": 500, "test": 500}
+            sides: dict[Split, int] = {"train": 128, "val": 128, "test": 256}
             write_dataset(folder, split_sizes=sizes, size_px=sides, seed=SEED, progress=_report("render"))
         self.samples = read_split(folder, "train")
         spec = PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX)
@@ -112,7 +129,9 @@ class _Data:
     def steps(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield augmented pictures `(B, 3, H, W)`, one caption's ids `(B, T)` and labels `(B, A)`."""
         rng = np.random.default_rng(SEED)
-        order = np.concatenate([rng.permutation(len(self.samples)) for _ in range(1 + count * size // len(self.samples))])
+        order = np.concatenate(
+            [rng.permutation(len(self.samples)) for _ in range(1 + count * size // len(self.samples))]
+        )
         for step in range(count):
             rows = np.sort(order[step * size : (step + 1) * size])
             params = np.stack([augment.parameters(SEED, int(row), step + 1) for row in rows])
@@ -128,14 +147,21 @@ def _labels(samples: Sequence[Sample]) -> NDArray[np.float32]:
     for sample in samples:
         words = {sample.background, sample.light}
         for thing in sample.objects:
-            words |= {thing.kind, f"{thing.kind}-{thing.colour}", f"{thing.kind}-{thing.count}", f"{thing.kind}-{thing.size}"}
+            words |= {
+                thing.kind,
+                f"{thing.kind}-{thing.colour}",
+                f"{thing.kind}-{thing.count}",
+                f"{thing.kind}-{thing.size}",
+            }
         bags.append(words)
     names = sorted(set().union(*bags))
     return np.array([[float(name in bag) for name in names] for bag in bags], dtype=np.float32)
 
 
-def _train_embedder(data: _Data, out: Path, steps: int, batch: int) -> None:
+def _train_embedder(data: _Data, out: Path, plan: _Plan) -> None:
     model = open_clip.CLIP(**EMBEDDER)
+    if plan.resume:
+        model.load_state_dict(load_file(out / "open_clip_model.safetensors"))
     trunk = model.visual.trunk.to(memory_format=torch.channels_last)
     head = nn.Linear(trunk.head_hidden_size, data.labels.shape[1])
 
@@ -146,7 +172,7 @@ def _train_embedder(data: _Data, out: Path, steps: int, batch: int) -> None:
         logits = model.logit_scale.clamp(max=4.6052).exp() * images @ texts.T
         target = torch.arange(len(logits))
         contrast = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-        return contrast + 10.0 * functional.binary_cross_entropy_with_logits(head(pooled), labels)
+        return contrast + plan.attributes * functional.binary_cross_entropy_with_logits(head(pooled), labels)
 
     def save() -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -156,10 +182,10 @@ def _train_embedder(data: _Data, out: Path, steps: int, batch: int) -> None:
         _save_tokenizer(data, out)
         _write_json(out / "teacher.json", {"id": "scenes-embedder", "licence": "Apache-2.0"})
 
-    _fit([model, head], loss, data.steps(steps, batch), steps, batch, save)
+    _fit([model, head], loss, data.steps(plan.steps, plan.batch), plan, save)
 
 
-def _train_captioner(data: _Data, out: Path, steps: int, batch: int) -> None:
+def _train_captioner(data: _Data, out: Path, plan: _Plan) -> None:
     encoder = TimmWrapperConfig(
         architecture="levit_128s",
         model_args={
@@ -170,12 +196,16 @@ def _train_captioner(data: _Data, out: Path, steps: int, batch: int) -> None:
     )  # fmt: skip
     decoder = GPT2Config(
         vocab_size=VOCAB, n_positions=TEXT_LENGTH, n_embd=160, n_layer=3, n_head=4, add_cross_attention=True,
-        is_decoder=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        is_decoder=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 1, 0, 2
     model = VisionEncoderDecoderModel(config=config)
     model.generation_config.update(decoder_start_token_id=1, pad_token_id=0, eos_token_id=2, bos_token_id=1)
+    if plan.resume:
+        model = VisionEncoderDecoderModel.from_pretrained(out, dtype=torch.float32)
+        model.train()
     head = nn.Linear(192, data.labels.shape[1])
 
     def loss(pictures: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
@@ -185,7 +215,7 @@ def _train_captioner(data: _Data, out: Path, steps: int, batch: int) -> None:
         hidden = model.enc_to_dec_proj(tokens)
         logits = model.decoder(input_ids=ids[:, :-1], encoder_hidden_states=hidden).logits
         caption = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=0)
-        return caption + 10.0 * functional.binary_cross_entropy_with_logits(head(tokens.mean(dim=1)), labels)
+        return caption + plan.attributes * functional.binary_cross_entropy_with_logits(head(tokens.mean(dim=1)), labels)
 
     def save() -> None:
         model.eval()
@@ -201,17 +231,17 @@ def _train_captioner(data: _Data, out: Path, steps: int, batch: int) -> None:
         _save_tokenizer(data, out)
         _write_json(out / "teacher.json", {"id": "scenes-captioner", "licence": "Apache-2.0"})
 
-    _fit([model, head], loss, data.steps(steps, batch), steps, batch, save)
+    _fit([model, head], loss, data.steps(plan.steps, plan.batch), plan, save)
 
 
 def _fit(
     modules: Sequence[nn.Module],
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     batches: Iterator[tuple[Tensor, Tensor, Tensor]],
-    steps: int,
-    batch: int,
+    plan: _Plan,
     save: Callable[[], None],
 ) -> None:
+    steps, batch = plan.steps, plan.batch
     parameters = [p for module in modules for p in module.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
@@ -221,17 +251,20 @@ def _fit(
     start, mean = time.monotonic(), 0.0
     for step, (pictures, ids, labels) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = warmup_cosine(step, total=steps, warmup=steps // 20 + 1, peak=2e-3, floor=1e-5)
+            group["lr"] = warmup_cosine(step, total=steps, warmup=steps // 20 + 1, peak=plan.rate, floor=1e-5)
         value = loss(pictures, ids, labels)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         mean = value.item() if step == 0 else 0.95 * mean + 0.05 * value.item()
-        if (step + 1) % 25 == 0 or step + 1 == steps:
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             rate = (step + 1) * batch / (time.monotonic() - start)
             left_min = (steps - step - 1) * batch / rate / 60
-            print(f"step {step + 1}/{steps}  loss {mean:.4f}  {rate:.0f} images/s  {left_min:.1f} min left", file=sys.stderr)
+            print(
+                f"step {step + 1}/{steps}  loss {mean:.4f}  {rate:.0f} images/s  {left_min:.1f} min left",
+                file=sys.stderr,
+            )
         if (step + 1) % 300 == 0 or step + 1 == steps:
             save()
 
@@ -248,13 +281,18 @@ def _halved(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _save_tokenizer(data: _Data, out: Path) -> None:
-    from tokenizers import Tokenizer as Backend  # noqa: PLC0415
-    from tokenizers.processors import TemplateProcessing  # noqa: PLC0415
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.processors import TemplateProcessing
 
     backend = Backend.from_str(data.bpe.to_str())
     backend.post_processor = TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 1), (EOS, 2)])
     PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNK, model_max_length=TEXT_LENGTH
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        model_max_length=TEXT_LENGTH,
     ).save_pretrained(out)
 
 

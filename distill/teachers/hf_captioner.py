@@ -75,4 +75,4 @@ def _spec(folder: Path, settings: dict[str, object]) -> PreprocessSpec:
             remedy="Correct preprocessor_config.json to what the model was trained with.",
         )
     fit = "crop" if settings.get("do_center_crop") else "squash"
-    return PreprocessSpec(height_px=size["height"], width_px=size["width"], fit=fit, filter=_FILTERS[resample])  # type: ignore[arg-type, index]
+    return PreprocessSpec(height_px=size["height"], width_px=size["width"], fit=fit, filter=_FILTERS[resample])  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -59,10 +60,10 @@ class OpenClipTeacher:
         return out
 
 
-def _spec(folder: Path, settings: dict[str, object]) -> PreprocessSpec:
+def _spec(folder: Path, settings: dict[str, Any]) -> PreprocessSpec:
     """Return open_clip's `preprocess_cfg` as a spec: same resize, same crop, same bits."""
     size, fit = settings["size"], str(settings.get("resize_mode") or "shortest")
-    height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
+    height, width = (size, size) if isinstance(size, int) else size
     interpolation = str(settings.get("interpolation") or "bicubic")
     if fit not in _FITS or interpolation not in ("bicubic", "bilinear"):
         raise TeacherError(

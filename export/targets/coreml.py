@@ -1,10 +1,10 @@
 """CoreML ML programs for iOS 17 / macOS 14 and later. Converted on any system, run on Apple's only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ _CAT: Final = torch.ops.aten.cat.default
 class CoremlTarget:
     """Writes `.mlpackage` folders of batch 1 with float16 weights and arithmetic."""
 
-    engine: str = "coreml"
-    suffix: str = ".mlpackage"
+    engine: ClassVar[Literal["coreml"]] = "coreml"
+    suffix: ClassVar[str] = ".mlpackage"
 
-    def export(self, graph: Graph, precision: str, feeds: Sequence[Feed], path: Path) -> None:
-        """Write `graph` to the folder `path`; `precision` is `fp16`, `feeds` are not needed."""
+    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> None:
+        """Write `graph` to the folder `paths["fp16"]`; `feeds` are not needed."""
         with quiet():
-            import coremltools as ct  # noqa: PLC0415 - costs seconds
+            import coremltools as ct
 
         types = {"int32": np.int32, "float32": np.float32}
         with quiet(), torch.no_grad():
@@ -52,7 +52,9 @@ class CoremlTarget:
                 minimum_deployment_target=ct.target.iOS17,
                 skip_model_load=True,
             )
-            model.save(str(path))
+            model.save(str(paths["fp16"]))
+        # A table for a debugger, which coremltools adds; no part of a package that ships.
+        (paths["fp16"] / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
     def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what an app feeds: uint8 becomes float32, and a cache loses an axis."""
@@ -117,5 +119,5 @@ def _flatten_cache(module: fx.GraphModule) -> fx.GraphModule:
                 part.replace_all_uses_with(row)
                 module.graph.erase_node(part)
     module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    # A new module, because the exported one carries a hook that checks its inputs' old shapes.
+    return fx.GraphModule(module, module.graph)

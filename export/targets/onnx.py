@@ -2,18 +2,18 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from pocketlens.core.bundle import Role
+from pocketlens.core.bundle import Role, TensorSpec
 from pocketlens.core.errors import ExportError
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
@@ -47,29 +47,36 @@ class OnnxTarget:
     percentiles a lower minimum (0.9955 against 0.9974). All on the image tower of a trained `nano`.
     """
 
-    engine: str = "onnxruntime"
-    suffix: str = ".onnx"
+    engine: ClassVar[Literal["onnxruntime"]] = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
 
-    def export(self, graph: Graph, precision: str, feeds: Sequence[Feed], path: Path) -> None:
-        """Write `graph` to `path`.
+    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> None:
+        """Write `graph` once for each precision (`fp32`, `int8`) in `paths`.
 
         Args:
             graph: what to write.
-            precision: `fp32` or `int8`.
+            paths: files by precision; their folders exist.
             feeds: calibration inputs of batch 1; used for `int8`.
-            path: the file to write; its folder exists.
 
         Raises:
             ExportError: the graph has no image input of the expected form (`int8`).
         """
-        if precision == "fp32":
-            _write_float(graph, path)
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            source, quantized = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        first = next(iter(paths.values()))
+        with tempfile.TemporaryDirectory(dir=first.parent) as folder:
+            source = Path(folder, "float.onnx")
             _write_float(graph, source)
-            _quantize(graph, source, feeds, quantized)
-            shutil.move(quantized, path)
+            if "fp32" in paths:
+                shutil.copyfile(source, paths["fp32"])
+            if "int8" in paths:
+                _quantize(graph, source, feeds, paths["int8"])
+
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what goes in."""
+        return graph.inputs
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what comes out, in this order."""
+        return graph.outputs
 
     def tools(self) -> dict[str, str]:
         """Return the versions of what writes the file."""
@@ -113,11 +120,23 @@ def _write_float(graph: Graph, path: Path) -> None:
                 if value.name in taken and value not in results:
                     value.name = f"{value.name}_inner"
         program.save(path, external_data=False)
+    model = onnx.load(path)
+    _strip_traces(model)
+    onnx.save(model, path)
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about its own machine: paths of source files, stack traces."""
+    graph = model.graph
+    described = (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in described:
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> None:
     # Imported here: onnxruntime.quantization costs half a second.
-    from onnxruntime.quantization import (  # noqa: PLC0415
+    from onnxruntime.quantization import (
         CalibrationMethod,
         QuantFormat,
         QuantType,
@@ -154,11 +173,7 @@ def _constant_additions(path: Path) -> list[str]:
     """Return the names of additions of a constant: biases of the heads, epsilons, positions."""
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
-    return [
-        node.name
-        for node in graph.node
-        if node.op_type == "Add" and any(name in constants for name in node.input)
-    ]
+    return [node.name for node in graph.node if node.op_type == "Add" and any(name in constants for name in node.input)]
 
 
 class _Reader:
@@ -232,9 +247,7 @@ def _feed_pixels_unconverted(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _replace(
-    graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], tensors: Sequence[onnx.TensorProto]
-) -> None:
+def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], tensors: Sequence[onnx.TensorProto]) -> None:
     """Give `graph` other nodes and constants, and drop the stale types of its inner values."""
     kept_nodes, kept_tensors = list(nodes), list(tensors)
     del graph.node[:], graph.initializer[:], graph.value_info[:]

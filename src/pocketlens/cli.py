@@ -6,15 +6,19 @@ inside the commands that need them.
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
-import click
 import typer
+import typer.main
 
+from pocketlens import __version__
 from pocketlens.commands import bundles, cloud, demo, distilling, offline, telemetry
-from pocketlens.console import say, show_error
+from pocketlens.console import ReaderGoneError, flush, out, say, show_error, show_misuse, typed
 from pocketlens.core.errors import PocketlensError
 
 __all__ = ["app", "main"]
+
+_INTERRUPTED = 130  # what shells give for SIGINT
 
 app = typer.Typer(
     name="pocketlens",
@@ -34,22 +38,45 @@ app.command("serve")(cloud.serve)
 app.add_typer(telemetry.app, name="telemetry")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out(f"pocketlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that belong to no command."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; no error of ours ends in a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(args=arguments, prog_name="pocketlens", standalone_mode=False)
-    except PocketlensError as error:
-        show_error(error, as_json="--json" in arguments)
-        return error.exit_code
-    except click.exceptions.Abort:
+        code = _run(arguments)
+        flush()
+    except (PocketlensError, OSError) as error:
+        return show_error(typed(error), as_json="--json" in arguments)
+    except ReaderGoneError:
+        return 0  # the reader of our stdout (head, less) went away: that is its right
+    except (KeyboardInterrupt, typer.Abort):
         say("Interrupted: what was finished is kept.")
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except BrokenPipeError:
-        # the reader of our stdout (head, less) went away: that is its right
-        sys.stderr.close()
-        return 0
+        return _INTERRUPTED
+    except typer.TyperException as error:
+        return show_misuse(error)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    # Not `app(...)`: Typer would handle Ctrl+C, broken pipes and its own errors in other ways than we do.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("pocketlens", arguments) as context:
+            code = command.invoke(context)
+    except typer.Exit as ending:
+        return ending.exit_code
     return code if isinstance(code, int) else 0

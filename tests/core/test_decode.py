@@ -43,8 +43,7 @@ def png(width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: t
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
     body = b"".join(
-        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
-        for name, part in parts
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in parts
     )
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -55,9 +54,7 @@ def tiff(width: int, height: int, bits: int, data: bytes, *, order: str = "<", k
     tags += [(278, height), (279, len(data)), (339, kind)]
     entries = b"".join(
         struct.pack(f"{order}HHI", tag, 4 if tag in (273, 279) else 3, 1)
-        + struct.pack(
-            f"{order}I" if tag in (273, 279) else f"{order}HH", value, *(() if tag in (273, 279) else (0,))
-        )
+        + struct.pack(f"{order}I" if tag in (273, 279) else f"{order}HH", value, *(() if tag in (273, 279) else (0,)))
         for tag, value in tags
     )
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data) + len(data) % 2)
@@ -211,9 +208,7 @@ def test_premultiplied_modes_are_divided_before_they_are_composited() -> None:
     for mode in ("RGBa", "La"):
         image = straight.convert(mode) if mode == "RGBa" else Image.new("LA", (3, 2), (90, 128)).convert("La")
         wanted = (
-            expected
-            if mode == "RGBa"
-            else over_matte(np.full((2, 3, 3), 90), np.full((2, 3), 128), (255, 255, 255))
+            expected if mode == "RGBa" else over_matte(np.full((2, 3, 3), 90), np.full((2, 3), 128), (255, 255, 255))
         )
         assert np.abs(decode(image, SPEC).astype(int) - wanted).max() <= 1
 
@@ -222,9 +217,7 @@ def test_palette_transparency_shows_the_matte() -> None:
     palette = (b"PLTE", bytes([255, 0, 0, 0, 255, 0, 0, 0, 255]))
     data = png(3, 1, 8, 3, bytes([0, 1, 2]), palette, (b"tRNS", bytes([0, 128, 255])))
     spec = PreprocessSpec(height_px=8, width_px=8, matte=(10, 20, 30))
-    expected = over_matte(
-        np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]), np.array([[0, 128, 255]]), (10, 20, 30)
-    )
+    expected = over_matte(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]), np.array([[0, 128, 255]]), (10, 20, 30))
     np.testing.assert_array_equal(decode(data, spec), expected)
     np.testing.assert_array_equal(decode(data, spec)[0, 0], (10, 20, 30))
 
@@ -334,9 +327,7 @@ def test_only_the_first_frame_counts(kind: str) -> None:
 
 
 def test_a_wide_gamut_profile_is_converted_to_srgb() -> None:
-    colours = np.array(
-        [[[200, 100, 100], [90, 160, 120], [60, 70, 140], [128, 128, 128], [255, 255, 255]]], np.uint8
-    )
+    colours = np.array([[[200, 100, 100], [90, 160, 120], [60, 70, 140], [128, 128, 128], [255, 255, 255]]], np.uint8)
     linear = (colours / 255.0) ** 2
     expected = srgb_levels(linear @ P3 @ np.linalg.inv(SRGB))
     pixels = decode(encoded(colours, "PNG", icc_profile=WIDE_RGB), SPEC)
@@ -362,23 +353,11 @@ def test_a_grey_profile_applies_to_grey_pictures() -> None:
 def test_a_cmyk_profile_is_used_instead_of_the_plain_formula() -> None:
     # A table of 2**4 corners: paper, one ink that prints a dull blue, everything else black.
     corners = [(100, 0, 0) if ink == 0 else (50, 0, -40) if ink == 8 else (0, 0, 0) for ink in range(16)]
-    lab = b"".join(
-        struct.pack(">HHH", int(light * 652.8), (a + 128) * 256, (b + 128) * 256) for light, a, b in corners
-    )
+    lab = b"".join(struct.pack(">HHH", int(light * 652.8), (a + 128) * 256, (b + 128) * 256) for light, a, b in corners)
     identity = struct.pack(">9i", *(65536 * (at % 4 == 0) for at in range(9)))
     curve = struct.pack(">HH", 0, 65535)
-    table = (
-        b"mft2\0\0\0\0"
-        + bytes([4, 3, 2, 0])
-        + identity
-        + struct.pack(">HH", 2, 2)
-        + curve * 4
-        + lab
-        + curve * 3
-    )
-    profile = icc(
-        b"CMYK", b"prtr", b"Lab ", {b"wtpt": xyz(0.9642, 1.0, 0.8249), b"A2B0": table, b"A2B1": table}
-    )
+    table = b"mft2\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + struct.pack(">HH", 2, 2) + curve * 4 + lab + curve * 3
+    profile = icc(b"CMYK", b"prtr", b"Lab ", {b"wtpt": xyz(0.9642, 1.0, 0.8249), b"A2B0": table, b"A2B1": table})
     strip = np.zeros((16, 48, 4), np.uint8)
     strip[:, 16:32, 0] = 255
     strip[:, 32:, 3] = 255
@@ -677,9 +656,7 @@ def test_mutated_files_decode_or_are_refused_and_nothing_else(name: str) -> None
 
 def test_threads_leave_the_settings_of_the_program_as_they_were() -> None:
     # Pillow warns about this one: its second EXIF entry points past the end.
-    odd = encoded(
-        blocks(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\0\0\0\xff\0\0\0\0\0\0\0"
-    )
+    odd = encoded(blocks(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\0\0\0\xff\0\0\0\0\0\0\0")
     before = list(warnings.filters)
     tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
     failures: list[Exception] = []

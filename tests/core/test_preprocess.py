@@ -115,9 +115,7 @@ def test_crops_cover_and_pads_fit_the_target(height: int, width: int, spec: Prep
 
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.integers(1, 90), st.integers(1, 90), specs, st.integers(0, 99))
-def test_both_ways_to_fit_give_the_same_bits(
-    height: int, width: int, spec: PreprocessSpec, seed: int
-) -> None:
+def test_both_ways_to_fit_give_the_same_bits(height: int, width: int, spec: PreprocessSpec, seed: int) -> None:
     pixels = noise(height, width, seed)
     fitted = fit_pixels(pixels, spec)
     np.testing.assert_array_equal(fitted, fit_pixels_exact(pixels, spec))

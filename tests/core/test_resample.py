@@ -40,9 +40,7 @@ def test_equals_pillow_in_every_bit(
 
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("before", "after"), [((1, 4000), (3, 7)), ((4000, 1), (9, 5)), ((1, 1), (64, 48))])
-def test_equals_pillow_at_extreme_shapes(
-    before: tuple[int, int], after: tuple[int, int], name: FilterName
-) -> None:
+def test_equals_pillow_at_extreme_shapes(before: tuple[int, int], after: tuple[int, int], name: FilterName) -> None:
     pixels = noise(*before, seed=1)
     exact = resample_exact(pixels, height_px=after[0], width_px=after[1], filter_name=name)
     np.testing.assert_array_equal(exact, pillow_two_passes(pixels, *after, name))
@@ -76,9 +74,7 @@ def test_a_window_has_the_bits_of_the_whole(
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 3000), st.integers(1, 400), filters)
-def test_weights_sum_to_one_and_fit_an_int32_accumulator(
-    size_in: int, size_out: int, name: FilterName
-) -> None:
+def test_weights_sum_to_one_and_fit_an_int32_accumulator(size_in: int, size_out: int, name: FilterName) -> None:
     first, weights = tap_weights(size_in, size_out, name)
     one = 1 << PRECISION_BITS
     assert np.abs(weights.sum(axis=1, dtype=np.int64) - one).max() <= weights.shape[1]

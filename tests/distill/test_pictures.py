@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.distill.tiny import noise
 
 from pocketlens.core.errors import PictureError
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.distill.pictures import batches, load_pixels
+from tests.distill.tiny import noise
 
 SPEC = PreprocessSpec(height_px=16, width_px=16)
 

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from tests.distill.tiny import CONFIG, write_captioner, write_embedder
 
 from pocketlens.core.errors import DataError, TeacherError, TrainingError
 from pocketlens.distill import train as training
@@ -21,6 +20,7 @@ from pocketlens.distill.recipe import Recipe, read_recipe, write_recipe
 from pocketlens.distill.reinforce import read_reinforced
 from pocketlens.distill.students import config as students
 from pocketlens.distill.students.student import load_student
+from tests.distill.tiny import CONFIG, write_captioner, write_embedder
 
 
 def _silent(step: str, done: int, total: int, note: str) -> None:
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         return {**terms, "feature": terms["feature"] * float("nan")} if calls == 4 else terms
 
     monkeypatch.setattr(training, "_losses", poisoned)
-    with pytest.raises(TrainingError, match="step 3.*feature nan"):
+    with pytest.raises(TrainingError, match=r"step 3.*feature nan"):
         train_student(recipe, space, shards, _silent)
     assert torch.load(space.student / "checkpoint.pt", weights_only=True)["step"] == 2
 
@@ -196,7 +196,9 @@ def test_a_folder_of_another_recipe_is_refused(
         train_student(other, space, shards, _silent)
 
 
-def test_two_runs_in_one_folder_are_refused(recipe: Recipe, work: Workspace, shards: list[Path], tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(
+    recipe: Recipe, work: Workspace, shards: list[Path], tmp_path: Path
+) -> None:
     from pocketlens.distill.checkpoint import only_run
 
     space = Workspace(tmp_path)

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.distill.tiny import CONFIG, TEXTS, noise
 
 from pocketlens.core.errors import DataError, RecipeError
 from pocketlens.distill.bpe import train_bpe
 from pocketlens.distill.students.config import PRESETS
 from pocketlens.distill.students.student import Student, load_student, save_student
+from tests.distill.tiny import CONFIG, TEXTS, noise
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_rows_of_a_batch_may_stand_at_different_positions(student: Student) -> N
     first = torch.tensor([1, 1], dtype=torch.int32)
     _, ahead = step(first, torch.tensor([start, start], dtype=torch.int32), cache)
     mixed = torch.stack([ahead[0], cache[1]])
-    logits, _ = step(torch.tensor([5, 1], dtype=torch.int32), torch.tensor([start + 1, start], dtype=torch.int32), mixed)
+    logits, _ = step(
+        torch.tensor([5, 1], dtype=torch.int32), torch.tensor([start + 1, start], dtype=torch.int32), mixed
+    )
     behind, _ = step(first[1:], torch.tensor([start], dtype=torch.int32), cache[1:])
     assert torch.allclose(logits[1:], behind, atol=1e-5)
 

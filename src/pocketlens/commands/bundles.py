@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from pocketlens.commands.options import AsJson
-from pocketlens.console import out, out_json, say
+from pocketlens.console import out, out_json
 
 __all__ = ["inspect", "verify"]
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.", show_default=False)]
 
 
 def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:

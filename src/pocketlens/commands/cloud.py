@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlens.core.errors import CloudError
+from pocketlens.commands.distilling import needs_distill
+from pocketlens.core.errors import CloudError, TeacherError
 
 if TYPE_CHECKING:
     from pocketlens.cloud_fallback.service import CaptionBackend
@@ -48,6 +49,7 @@ def _backend(teacher: str | None, bundle: Path | None, upstream: str | None, mod
 
         lens = load(bundle)
         return BundleBackend(lens, model=lens.model_version)
-    from pocketlens.distill.teachers.backend import TeacherBackend
+    with needs_distill("pocketlens serve --teacher", TeacherError):
+        from pocketlens.distill.teachers.backend import TeacherBackend
 
     return TeacherBackend.open(str(teacher))

@@ -1,25 +1,37 @@
-"""Teachers and pictures to a student: the whole way, or one step at a time."""
+"""Teachers and pictures to a student: the whole way, or one step at a time.
 
+Every command reads the recipe before it imports torch: a mistake in it is told at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
 from pocketlens.commands.options import AsJson
 from pocketlens.console import out, out_json, progress
+from pocketlens.core.errors import PocketlensError, TrainingError
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from pocketlens.distill.evaluation import Judged
 
-RecipePath = Annotated[Path, typer.Argument(help="A recipe (TOML); `recipes/` holds examples.", show_default=False)]
+__all__ = ["app", "needs_distill"]
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML); `recipes/` holds examples.", show_default=False)
+]
 WorkPath = Annotated[Path, typer.Option("--work", "-w", help="Folder of data, shards and the run.", show_default=False)]
 
 
 class _RunByDefault(TyperGroup):
     """`distill RECIPE` means `distill run RECIPE`."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Put `run` in front of what is no command and no option."""
         known = bool(args) and (args[0] in self.commands or args[0].startswith("-"))
         return super().resolve_command(ctx, args if known else ["run", *args])
 
@@ -27,13 +39,30 @@ class _RunByDefault(TyperGroup):
 app = typer.Typer(cls=_RunByDefault, help="Distil: `pocketlens distill RECIPE --work DIR`.", no_args_is_help=True)
 
 
+@contextmanager
+def needs_distill(what: str, kind: type[PocketlensError] = TrainingError) -> Iterator[None]:
+    """Say which extra is missing, as an error of `kind`, when the imports inside find no package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise kind(
+            what,
+            expected="the packages of the extra [distill]",
+            found=f"no module {error.name}",
+            remedy='Install them with `pip install "pocketlens[distill]"`.',
+        ) from error
+
+
 @app.command("run")
 def run(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Do all steps: data, reinforce, train, evaluate. What is finished is kept; a killed run goes on."""
-    from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
-    from pocketlens.distill.recipe import read_recipe
+    with needs_distill("pocketlens distill"):
+        from pocketlens.distill.recipe import read_recipe
 
-    plan, space = read_recipe(recipe), Workspace(work)
+        plan = read_recipe(recipe)
+        from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
+
+    space = Workspace(work)
     with progress() as report:
         prepare_data(plan, space, report)
         train_student(plan, space, reinforce_data(plan, space, report), report)
@@ -41,31 +70,37 @@ def run(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
 
 
 @app.command("reinforce")
-def reinforce(recipe: RecipePath, work: WorkPath) -> int:
+def reinforce(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Make the data set and ask the teachers about every picture, once."""
-    from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data
-    from pocketlens.distill.recipe import read_recipe
+    with needs_distill("pocketlens distill reinforce"):
+        from pocketlens.distill.recipe import read_recipe
 
-    plan, space = read_recipe(recipe), Workspace(work)
+        plan = read_recipe(recipe)
+        from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data
+
+    space = Workspace(work)
     with progress() as report:
         prepare_data(plan, space, report)
         shards = reinforce_data(plan, space, report)
     for shard in shards:
-        out(str(shard))
+        out_json({"shard": shard}) if as_json else out(str(shard))
     return 0
 
 
 @app.command("train")
-def train(recipe: RecipePath, work: WorkPath) -> int:
+def train(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Train the student; data and shards are made first where they are missing."""
-    from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
-    from pocketlens.distill.recipe import read_recipe
+    with needs_distill("pocketlens distill"):
+        from pocketlens.distill.recipe import read_recipe
 
-    plan, space = read_recipe(recipe), Workspace(work)
+        plan = read_recipe(recipe)
+        from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
+
+    space = Workspace(work)
     with progress() as report:
         prepare_data(plan, space, report)
         train_student(plan, space, reinforce_data(plan, space, report), report)
-    out(str(space.student))
+    out_json({"student": space.student}) if as_json else out(str(space.student))
     return 0
 
 
@@ -73,31 +108,46 @@ def train(recipe: RecipePath, work: WorkPath) -> int:
 def evaluate(
     recipe: RecipePath,
     work: WorkPath,
-    bundle: Annotated[Path | None, typer.Option(help="Judge this bundle as well.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Judge this bundle's ONNX graphs as well.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Judge teachers, student and, with --bundle, a bundle on the test split; 95 % intervals in brackets."""
-    from pocketlens.distill.evaluation import JudgedLens, JudgedStudent, JudgedTeachers, evaluate
-    from pocketlens.distill.pipeline import Workspace, open_teachers
-    from pocketlens.distill.recipe import read_recipe
-    from pocketlens.distill.scenes import read_split
-    from pocketlens.distill.students.student import load_student
-    from pocketlens.runtime import load
+    """Judge teachers, student and, with --bundle, its ONNX graphs on the test split; 95 % intervals in brackets."""
+    with needs_distill("pocketlens distill evaluate"):
+        from pocketlens.distill.recipe import read_recipe
 
-    plan, space = read_recipe(recipe), Workspace(work)
+        plan = read_recipe(recipe)
+        from pocketlens.distill.evaluation import JudgedStudent, JudgedTeachers, evaluate
+        from pocketlens.distill.pipeline import Workspace, open_teachers
+        from pocketlens.distill.scenes import read_split
+        from pocketlens.distill.students.student import load_student
+
+    space = Workspace(work)
     samples, teachers = read_split(space.data, "test"), open_teachers(plan)
-    judged = [JudgedTeachers(teachers.embedder, teachers.captioner), JudgedStudent(*load_student(space.student))]
-    if bundle is not None:
-        judged.append(JudgedLens(load(bundle)))
+    judged: list[Judged] = [JudgedTeachers(teachers.embedder, teachers.captioner)]
+    judged.append(JudgedStudent(*load_student(space.student)))
+    judged += [] if bundle is None else _judged_graphs(bundle)
     with progress() as report:
-        results = []
-        for number, one in enumerate(judged, start=1):
-            results.append(evaluate(one, samples, space.data, seed=plan.seed))
-            report("evaluate", number, len(judged), one.name)
+        results = [
+            evaluate(one, samples, space.data, seed=plan.seed, progress=partial(report, one.name)) for one in judged
+        ]
     for result in results:
         if as_json:
             out_json(result)
             continue
         for name, figure in result.figures.items():
-            out(f"{result.subject}\t{name}\t{figure.value:.4f}\t[{figure.low:.4f}, {figure.high:.4f}]\tn={figure.samples}")
+            interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
+            out(f"{result.subject}\t{name}\t{figure.value:.4f}\t{interval}\tn={figure.samples}")
     return 0
+
+
+def _judged_graphs(path: Path) -> "list[Judged]":
+    from pocketlens.core.bundle import load_bundle
+    from pocketlens.distill.evaluation import JudgedLens
+    from pocketlens.runtime import load
+
+    encoders = (graph for graph in load_bundle(path).manifest.graphs if graph.role == "image_encoder")
+    return [
+        JudgedLens(load(path, precision=graph.precision), name=f"{graph.target}-{graph.precision}")
+        for graph in encoders
+        if graph.engine == "onnxruntime"
+    ]

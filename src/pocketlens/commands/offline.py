@@ -1,13 +1,15 @@
 """Offline use of a bundle: caption, embed, index, search."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketlens.commands.options import AsJson, BundlePath, Engine, Precision, Threads
-from pocketlens.console import out, out_json, progress, say
+from pocketlens.console import described, out, out_json, printable, progress, say, show_json
 from pocketlens.core.errors import CloudError, StoreError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ __all__ = ["caption", "embed", "index", "search"]
 
 _SOME_REFUSED = 1
 
-Files = Annotated[list[str], typer.Argument(help="Picture files.", show_default=False)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Picture files.", show_default=False)]
 StorePath = Annotated[
     Path | None,
     typer.Option("--store", help="The store's file.", show_default="pocketlens.sqlite in the indexed folder's parent"),
@@ -38,7 +40,7 @@ def caption(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="With --cloud: unsure below this confidence.")] = 0.5,
     as_json: AsJson = False,
 ) -> int:
-    """Caption pictures. A bad picture is listed and left out; nothing leaves the device unless --cloud and --consent."""
+    """Caption pictures; a bad one is listed and left out. Nothing leaves the device without --cloud and --consent."""
     from pocketlens.runtime import Refusal, load
     from pocketlens.telemetry import sink_from_environment
 
@@ -47,24 +49,18 @@ def caption(
             "--consent", expected="--cloud URL beside it", found="no --cloud", remedy="Say where pictures may be sent."
         )
     sink = sink_from_environment()
-    lens = load(
-        bundle,
-        engine=engine,
-        precision=precision,
-        threads=threads,
-        sink=sink,
-        fallback=_fallback(cloud, consent=consent, threshold=threshold, sink=sink),
-    )
     refused: list[Refusal] = []
-    for path, result in zip(files, lens.captions(files, beam=beam), strict=True):
-        if isinstance(result, Refusal):
-            refused.append(result)
-        elif as_json:
-            out_json({"file": path, **_fields(result)})
-        else:
-            source = "" if result.source == "device" else f"  [{result.source}]"
-            out(f"{path}\t{result.confidence:.2f}\t{result.text}{source}")
-    return _list_refused(refused, len(files), as_json=as_json)
+    with _fallback(cloud, consent=consent, threshold=threshold, sink=sink) as fallback:
+        lens = load(bundle, engine=engine, precision=precision, threads=threads, sink=sink, fallback=fallback)
+        for path, result in zip(files, lens.captions(files, beam=beam), strict=True):
+            if isinstance(result, Refusal):
+                refused.append(result)
+            elif as_json:
+                out_json({"file": path, **_fields(result)})
+            else:
+                source = "" if result.source == "device" else f"  [{result.source}]"
+                out(f"{printable(path)}\t{result.confidence:.2f}\t{result.text}{source}")
+    return _list_refused(refused, files, as_json=as_json)
 
 
 def embed(
@@ -87,12 +83,12 @@ def embed(
         elif as_json:
             out_json({"file": path, "model_version": lens.model_version, "embedding": vector.tolist()})
         else:
-            out(f"{path}\t{' '.join(f'{x:.6f}' for x in vector)}")
-    return _list_refused(refused, len(files), as_json=as_json)
+            out(f"{printable(path)}\t{' '.join(f'{x:.6f}' for x in vector)}")
+    return _list_refused(refused, files, as_json=as_json)
 
 
 def index(
-    folder: Annotated[str, typer.Argument(help="A folder of pictures, with everything below it.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of pictures, with everything below it.")],
     bundle: BundlePath,
     store: StorePath = None,
     engine: Engine = None,
@@ -111,14 +107,15 @@ def index(
     if as_json:
         out_json({"store": str(path), **{k: getattr(done, k) for k in ("added", "unchanged", "removed", "refused")}})
     else:
-        out(f"{done.added} added, {done.unchanged} unchanged, {done.removed} removed, {len(done.refused)} refused: {path}")
+        counts = f"{done.added} added, {done.unchanged} unchanged, {done.removed} removed, {len(done.refused)} refused"
+        out(f"{counts}: {printable(str(path))}")
         for item in done.refused:
-            say(f"refused {item.path}: {item.message}")
+            say(f"refused {item.kind}: {item.message}")
     return _SOME_REFUSED if done.refused else 0
 
 
 def search(
-    query: Annotated[str, typer.Argument(help='What to look for, e.g. "two red balls on grass".')],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help='What to look for, e.g. "two red balls on grass".')],
     bundle: BundlePath,
     store: Annotated[Path, typer.Option("--store", help="The store's file.")] = Path("pocketlens.sqlite"),
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
@@ -139,7 +136,7 @@ def search(
             if as_json:
                 out_json(hit)
             else:
-                out(f"{hit.score:.3f}\t{hit.path}\t{hit.caption or ''}")
+                out(f"{hit.score:.3f}\t{printable(hit.path)}\t{hit.caption or ''}")
     return 0
 
 
@@ -147,15 +144,22 @@ def _default_store(folder: str) -> Path:
     return Path(os.path.abspath(folder)).parent / "pocketlens.sqlite"
 
 
-def _fallback(url: str | None, *, consent: bool, threshold: float, sink: "EventSink") -> "CaptionFallback | None":
+@contextmanager
+def _fallback(
+    url: str | None, *, consent: bool, threshold: float, sink: "EventSink"
+) -> "Iterator[CaptionFallback | None]":
     if url is None:
-        return None
+        yield None
+        return
     from datetime import UTC, datetime
 
     from pocketlens.cloud_fallback import CloudCaptioner, Consent, FallbackPolicy, PolicyFallback
 
     granted = Consent.grant("captions", at=datetime.now(UTC)) if consent else Consent()
-    return PolicyFallback(FallbackPolicy(threshold=threshold, consent=granted), CloudCaptioner(url), sink)
+    if not consent:
+        say("Nothing is sent: --cloud was given without --consent.")
+    with CloudCaptioner(url) as client:
+        yield PolicyFallback(FallbackPolicy(threshold=threshold, consent=granted), client, sink)
 
 
 def _fields(caption: object) -> dict[str, object]:
@@ -165,16 +169,19 @@ def _fields(caption: object) -> dict[str, object]:
     return fields
 
 
-def _list_refused(refused: "list[Refusal]", total: int, *, as_json: bool) -> int:
-    """List refused pictures on stderr and return the exit code; a single bad picture keeps its own."""
+def _list_refused(refused: "list[Refusal]", files: list[str], *, as_json: bool) -> int:
+    """List refused pictures on stderr and return the exit code.
+
+    Raises:
+        PictureError: the only picture was refused.
+    """
+    if refused and len(files) == 1:
+        raise refused[0].error
     for refusal in refused:
         if as_json:
-            error = refusal.error
-            out_json({"file": refusal.source, "refused": error.kind, "message": str(error)})
+            show_json({"file": files[refusal.index], **described(refusal.error)})
         else:
             say(f"refused {refusal.error.kind}: {refusal.error}")
     if refused and not as_json:
-        say(f"{total - len(refused)} of {total} pictures done, {len(refused)} refused")
-    if refused and total == 1:
-        return refused[0].error.exit_code
+        say(f"{len(files) - len(refused)} of {len(files)} pictures done, {len(refused)} refused")
     return _SOME_REFUSED if refused else 0

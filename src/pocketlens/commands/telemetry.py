@@ -1,5 +1,7 @@
 """What pocketlens wrote down about itself, to look at and to delete."""
 
+import json
+
 import typer
 
 from pocketlens.commands.options import AsJson
@@ -10,7 +12,9 @@ from pocketlens.telemetry import purge as purge_log
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The local event log: off unless POCKETLENS_TELEMETRY=local; never uploaded.", no_args_is_help=True)
+app = typer.Typer(
+    help="The local event log: off unless POCKETLENS_TELEMETRY=local; never uploaded.", no_args_is_help=True
+)
 
 
 @app.command("preview")
@@ -18,7 +22,8 @@ def preview(as_json: AsJson = False) -> int:
     """Show everything that is stored."""
     stored = preview_of(default_folder())
     if as_json:
-        out_json({"events": list(stored.lines()), "damaged": stored.damaged, "stored_bytes": stored.stored_bytes})
+        events = [json.loads(line) for line in stored.lines()]
+        out_json({"events": events, "damaged": stored.damaged, "stored_bytes": stored.stored_bytes})
         return 0
     for line in stored.lines():
         out(line)
@@ -29,7 +34,11 @@ def preview(as_json: AsJson = False) -> int:
 
 
 @app.command("purge")
-def purge() -> int:
+def purge(as_json: AsJson = False) -> int:
     """Delete everything that is stored."""
-    say(f"{purge_log(default_folder())} bytes deleted")
+    deleted = purge_log(default_folder())
+    if as_json:
+        out_json({"deleted_bytes": deleted})
+    else:
+        say(f"{deleted} bytes deleted")
     return 0

@@ -33,7 +33,7 @@ def local_cloud() -> Iterator[str]:
 
 def _address(process: "subprocess.Popen[str]") -> str:
     said = []
-    assert process.stderr is not None  # noqa: S101 - asked for with PIPE
+    assert process.stderr is not None
     for line in process.stderr:
         said.append(line)
         found = _LISTENING.search(line)

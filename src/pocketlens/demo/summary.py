@@ -9,7 +9,7 @@ from pocketlens.core.bundle import Manifest
 from pocketlens.core.errors import storage_errors
 from pocketlens.distill.evaluation import Evaluation, token_identity
 
-__all__ = ["summarise", "write_summary"]
+__all__ = ["Summary", "summarise", "write_summary"]
 
 Summary = dict[str, float | int | str | None]
 

@@ -1,0 +1,231 @@
+"""The demo: teachers → student → bundle → captions and search → report, every figure measured in the run.
+
+::
+
+    OUT/work/           data, reinforced shards, the training run: see `pocketlens.distill.pipeline`
+    OUT/bundle/         the exported bundle
+    OUT/evaluations/    one JSON file for teacher, student and each exported variant
+    OUT/store.sqlite    the indexed test pictures
+    OUT/telemetry/      the local event log of this run
+    OUT/summary.json    every figure, flat
+    OUT/report.html     the page to look at
+"""
+
+import csv
+from collections.abc import Sequence
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+
+from pocketlens.core.bundle import Bundle, Quality, TeacherRecord
+from pocketlens.core.errors import storage_errors
+from pocketlens.demo.goals import goals
+from pocketlens.demo.report import write_report
+from pocketlens.demo.report_content import LossPoint, ReportContent, Stage, TargetCheck
+from pocketlens.demo.showcase import captioned, searched, telemetry_facts
+from pocketlens.demo.stopwatch import Stopwatch
+from pocketlens.demo.summary import Summary, summarise, write_summary
+from pocketlens.demo.tables import comparison_rows, variant_rows
+from pocketlens.distill.evaluation import (
+    Evaluation,
+    Judged,
+    JudgedLens,
+    JudgedStudent,
+    JudgedTeachers,
+    caption_correctness,
+    evaluate,
+)
+from pocketlens.distill.pipeline import (
+    Report,
+    Teachers,
+    Workspace,
+    open_teachers,
+    prepare_data,
+    reinforce_data,
+    train_student,
+)
+from pocketlens.distill.recipe import Recipe, read_recipe
+from pocketlens.distill.scenes import Sample, read_split
+from pocketlens.distill.students.student import load_student
+from pocketlens.export import ExportRecipe, Samples, check_quality, export_student, load_recipe, update_manifest
+from pocketlens.export.latency import machine_name
+from pocketlens.runtime import Refusal, feature_table, fit_confidence, load
+from pocketlens.telemetry import EventLog, purge
+
+__all__ = ["Mode", "Outcome", "run_demo"]
+
+Mode = Literal["quick", "demo", "full"]
+
+_ENGINES = {"onnx": "onnxruntime", "executorch": "executorch"}
+_CARDS = 24
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a run came to: its figures, the goals, and where the report is."""
+
+    summary: Summary
+    goals: tuple[TargetCheck, ...]
+    report: Path
+
+
+def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
+    """Run the whole way into `out` and return what came of it.
+
+    A run that was killed goes on from what it had finished: pictures, shards and the last checkpoint.
+
+    Raises:
+        PocketlensError: whatever the steps raise; what was finished before is kept.
+    """
+    watch, work = Stopwatch(), Workspace(out / "work")
+    recipe, export_recipe = _recipes(mode)
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with watch.stage("render"):
+        prepare_data(recipe, work, report)
+    with watch.stage("reinforce"):
+        shards = reinforce_data(recipe, work, report)
+    with watch.stage("train"):
+        train_student(recipe, work, shards, report)
+    student, tokenizer = load_student(work.student)
+    teachers, test = open_teachers(recipe), read_split(work.data, "test")
+    with watch.stage("export"):
+        bundle = _export(recipe, export_recipe, work, out / "bundle", teachers, test, report)
+    with watch.stage("evaluate"):
+        judged = _judges(bundle, teachers, JudgedStudent(student, tokenizer))
+        evaluations = _evaluate_all(recipe, judged, test, work, out / "evaluations", report)
+        bundle = _finish(bundle, work, evaluations, export_recipe)
+    with watch.stage("use"):
+        log = _fresh_log(out / "telemetry")
+        cards, fallback = captioned(bundle.root, test[:_CARDS], work.data, log)
+        searches = searched(bundle.root, test, work.data, out / "store.sqlite", log)
+    summary = summarise(
+        evaluations,
+        bundle.manifest,
+        seed=recipe.seed,
+        mode=mode,
+        student_params=student.parameter_count(),
+        bundle_bytes_onnx_int8=_bytes_with_only(bundle, "onnx", "int8"),
+        seconds=watch.seconds,
+    )
+    write_summary(out / "summary.json", summary)
+    checks = goals(summary)
+    content = ReportContent(
+        title="pocketlens: from two teachers to one small student",
+        seed=recipe.seed,
+        created=date.today().isoformat(),
+        machine=machine_name(),
+        seconds=tuple(Stage(name, seconds) for name, seconds in watch.seconds.items()),
+        test_pictures=len(test),
+        student_params=student.parameter_count(),
+        bundle_bytes=int(summary["bundle_bytes_onnx_int8"] or 0),
+        cards=cards,
+        searches=searches,
+        variants=variant_rows(bundle.manifest, evaluations),
+        comparison=comparison_rows(evaluations),
+        targets=checks,
+        fallback=fallback,
+        telemetry=telemetry_facts(out / "telemetry"),
+        loss=_loss(work.student / "metrics.csv"),
+        cards_note="They are the first of the test set, not chosen.",
+        interval_note="95 % bootstrap over the test pictures",
+    )
+    write_report(out / "report.html", content)
+    return Outcome(summary, checks, out / "report.html")
+
+
+def _recipes(mode: Mode) -> tuple[Recipe, ExportRecipe]:
+    folder = resources.files("pocketlens.demo").joinpath("recipes")
+    with resources.as_file(folder) as path:
+        export_name = "export-quick.toml" if mode == "quick" else "export.toml"
+        return read_recipe(path / f"{mode}.toml"), load_recipe(path / export_name)
+
+
+def _export(
+    recipe: Recipe,
+    export_recipe: ExportRecipe,
+    work: Workspace,
+    out: Path,
+    teachers: Teachers,
+    test: Sequence[Sample],
+    report: Report,
+) -> Bundle:
+    train = read_split(work.data, "train")[:2000]
+    return export_student(
+        work.student,
+        out,
+        recipe=export_recipe,
+        parity=_samples(work, test),
+        calibration=_samples(work, train),
+        provenance={"recipe": recipe.name, "data": f"scenes, seed {recipe.seed}, {recipe.data.train} pictures"},
+        teachers=(
+            TeacherRecord(id=teachers.embedder.id, licence=teachers.embedder.licence, task="embedding"),
+            TeacherRecord(id=teachers.captioner.id, licence=teachers.captioner.licence, task="captioning"),
+        ),
+        licence=recipe.licence,
+        name=recipe.name,
+        progress=lambda done, total, note: report("export", done, total, note),
+    )
+
+
+def _samples(work: Workspace, samples: Sequence[Sample]) -> Samples:
+    return Samples(work.pictures(samples), [sample.captions[0] for sample in samples])
+
+
+def _judges(bundle: Bundle, teachers: Teachers, student: JudgedStudent) -> list[Judged]:
+    variants = sorted({(g.target, g.precision) for g in bundle.manifest.graphs if g.target in _ENGINES})
+    judges: list[Judged] = [JudgedTeachers(teachers.embedder, teachers.captioner), student]
+    for target, precision in variants:
+        lens = load(bundle.root, engine=_ENGINES[target], precision=precision, threads=2)
+        judges.append(JudgedLens(lens, name=f"{target}-{precision}"))
+    return judges
+
+
+def _evaluate_all(
+    recipe: Recipe, judges: Sequence[Judged], test: Sequence[Sample], work: Workspace, out: Path, report: Report
+) -> dict[str, Evaluation]:
+    torch.set_num_threads(recipe.threads)
+    results: dict[str, Evaluation] = {}
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for number, judged in enumerate(judges, start=1):
+            results[judged.name] = evaluate(judged, test, work.data, seed=recipe.seed)
+            (out / f"{judged.name}.json").write_bytes(results[judged.name].to_json())
+            report("evaluate", number, len(judges), judged.name)
+    return results
+
+
+def _finish(bundle: Bundle, work: Workspace, evaluations: dict[str, Evaluation], recipe: ExportRecipe) -> Bundle:
+    """Fit the confidence on the validation split, and write it and every figure into the manifest."""
+    samples = read_split(work.data, "val")
+    captions = []
+    for result in load(bundle.root).captions(work.pictures(samples)):
+        if isinstance(result, Refusal):
+            raise result.error
+        captions.append(result)
+    correct = caption_correctness(samples, [caption.text for caption in captions])
+    quality: tuple[Quality, ...] = tuple(q for e in evaluations.values() for q in e.quality())
+    check_quality(quality, recipe.gates, variants=recipe.variants)
+    return update_manifest(bundle.root, quality=quality, confidence=fit_confidence(feature_table(captions), correct))
+
+
+def _fresh_log(folder: Path) -> EventLog:
+    purge(folder)
+    return EventLog(folder)
+
+
+def _bytes_with_only(bundle: Bundle, target: str, precision: str) -> int:
+    """Return the size of the bundle if it shipped the graphs of one variant alone."""
+    graphs, kept = bundle.root / "graphs", f"{target}-{precision}"
+    files = [path for path in bundle.root.rglob("*") if path.is_file()]
+    others = [path for path in files if graphs in path.parents and path.relative_to(graphs).parts[0] != kept]
+    return sum(path.stat().st_size for path in files) - sum(path.stat().st_size for path in others)
+
+
+def _loss(metrics: Path) -> tuple[LossPoint, ...]:
+    with metrics.open(newline="", encoding="utf-8") as stream:
+        rows = [LossPoint(int(row["step"]), float(row["loss"])) for row in csv.DictReader(stream)]
+    return tuple(rows[:: max(1, len(rows) // 200)])
