@@ -416,11 +416,18 @@ def _parse_manifest(path: Path) -> Manifest:
             found=str(error),
             remedy="Export the bundle again; a manifest is never edited by hand.",
         ) from error
-    _check_graph_paths(path.parent, manifest)
+    _check_paths(path.parent, manifest)
     return manifest
 
 
-def _check_graph_paths(root: Path, manifest: Manifest) -> None:
+def _check_paths(root: Path, manifest: Manifest) -> None:
+    if not _is_plain(manifest.tokenizer.path) or not (root / manifest.tokenizer.path).is_file():
+        raise BundleMissing(
+            f"bundle {root}",
+            expected=f"the tokenizer {manifest.tokenizer.path}",
+            found="no such file in the bundle",
+            remedy="Copy or export the bundle again.",
+        )
     for record in manifest.graphs:
         if not _is_plain(record.path) or not (root / record.path).exists():
             raise BundleMissing(

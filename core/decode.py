@@ -216,7 +216,7 @@ def _check_codec(header: str, name: str) -> None:
             kind="type_not_allowed",
             expected="a format that the installed Pillow decodes",
             found=f"a {header} file and no decoder for it",
-            remedy="Install the decoder (pocketlens[heic] for HEIF), or convert the file to JPEG or PNG.",
+            remedy="Convert the file to JPEG or PNG.",
         )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pocketlens.core.bundle import TeacherRecord
 from pocketlens.core.errors import storage_errors
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.core.tokenizer import Tokenizer
@@ -28,12 +29,22 @@ from pocketlens.distill.recipe import Recipe
 from pocketlens.distill.reinforce import read_reinforced, reinforce
 from pocketlens.distill.scenes import Sample, read_split, write_dataset
 from pocketlens.distill.students.student import Student, preprocess_spec
+from pocketlens.distill.teachers.folder import read_card
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
 from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
 from pocketlens.distill.teachers.weights import builtin_folder
 from pocketlens.distill.train import Progress, train
 
-__all__ = ["Report", "Teachers", "Workspace", "open_teachers", "prepare_data", "reinforce_data", "train_student"]
+__all__ = [
+    "Report",
+    "Teachers",
+    "Workspace",
+    "open_teachers",
+    "prepare_data",
+    "reinforce_data",
+    "teacher_records",
+    "train_student",
+]
 
 Report = Callable[[str, int, int, str], None]
 """Told (step, done, in all, a note such as the loss) as the work goes on."""
@@ -77,16 +88,34 @@ class Teachers(NamedTuple):
     folders: tuple[Path, Path]
 
 
+def teacher_records(recipe: Recipe) -> tuple[TeacherRecord, TeacherRecord]:
+    """Return who the recipe's teachers are and under which licences they came, for a manifest.
+
+    Raises:
+        TeacherError: there is no such folder, or its card is malformed.
+    """
+    embedder, captioner = (read_card(folder) for folder in _teacher_folders(recipe))
+    return (
+        TeacherRecord(id=embedder.id, licence=embedder.licence, task="embedding"),
+        TeacherRecord(id=captioner.id, licence=captioner.licence, task="captioning"),
+    )
+
+
 def open_teachers(recipe: Recipe) -> Teachers:
     """Return the recipe's teachers.
 
     Raises:
         TeacherError: a folder is missing, incomplete or in another format.
     """
+    embedder, captioner = _teacher_folders(recipe)
+    return Teachers(OpenClipTeacher(embedder), HfCaptioner(captioner), (embedder, captioner))
+
+
+def _teacher_folders(recipe: Recipe) -> tuple[Path, Path]:
     names = recipe.teachers
     embedder = builtin_folder("embedder") if names.embedder == "builtin" else Path(names.embedder)
     captioner = builtin_folder("captioner") if names.captioner == "builtin" else Path(names.captioner)
-    return Teachers(OpenClipTeacher(embedder), HfCaptioner(captioner), (embedder, captioner))
+    return embedder, captioner
 
 
 def prepare_data(recipe: Recipe, work: Workspace, report: Report) -> None:

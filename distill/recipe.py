@@ -142,7 +142,7 @@ def read_recipe(path: Path) -> Recipe:
             f"recipe {path}",
             expected="a TOML recipe with the keys that docs/recipes.md lists",
             found=str(error),
-            remedy="Correct the file; `recipes/` holds examples.",
+            remedy="Correct the file.",
         ) from error
 
 

@@ -13,7 +13,7 @@ import typer.main
 
 from pocketlens import __version__
 from pocketlens.commands import bundles, cloud, demo, distilling, offline, telemetry
-from pocketlens.console import ReaderGoneError, flush, out, say, show_error, show_misuse, typed
+from pocketlens.console import drop_stdout, flush, out, say, show_error, show_misuse, typed
 from pocketlens.core.errors import PocketlensError
 
 __all__ = ["app", "main"]
@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(distilling.app, name="distill")
+app.command("export")(bundles.export)
+app.command("verify")(bundles.verify)
 app.command("inspect")(bundles.inspect)
 app.command("caption")(offline.caption)
 app.command("embed")(offline.embed)
@@ -59,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
         flush()
+    except BrokenPipeError:
+        drop_stdout()
+        return 0  # the reader of our stdout (head, less) went away: that is its right
     except (PocketlensError, OSError) as error:
         return show_error(typed(error), as_json="--json" in arguments)
-    except ReaderGoneError:
-        return 0  # the reader of our stdout (head, less) went away: that is its right
     except (KeyboardInterrupt, typer.Abort):
         say("Interrupted: what was finished is kept.")
         return _INTERRUPTED

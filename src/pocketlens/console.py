@@ -25,8 +25,8 @@ from pocketlens.core.errors import DataError, PictureError, PocketlensError, Sto
 
 __all__ = [
     "STDERR",
-    "ReaderGoneError",
     "described",
+    "drop_stdout",
     "flush",
     "out",
     "out_json",
@@ -44,15 +44,11 @@ STDERR = Console(stderr=True, highlight=False, emoji=False)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class ReaderGoneError(Exception):
-    """Whoever read our stdout closed it; there is nobody left to write for."""
-
-
 def out(text: str) -> None:
     """Write one line of result to stdout, at once: what was printed survives a kill.
 
     Raises:
-        ReaderGoneError: the other end of the pipe is closed.
+        BrokenPipeError: whoever read our stdout closed it; there is nobody left to write for.
         StorageFull: stdout is a file and its disk is full.
     """
     with _stdout_errors():
@@ -76,15 +72,14 @@ def flush() -> None:
 def _stdout_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError as error:
-        _drop_stdout()
-        raise ReaderGoneError from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        _drop_stdout()
+        drop_stdout()
         raise typed(error, "writing the results to stdout") from error
 
 
-def _drop_stdout() -> None:
+def drop_stdout() -> None:
     """Point stdout to nowhere, so that Python does not fail again when it flushes at the end."""
     with suppress(OSError):  # a stdout that is no real file needs none of this
         nowhere = os.open(os.devnull, os.O_WRONLY)

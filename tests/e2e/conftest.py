@@ -6,7 +6,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +144,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.fixture(scope="session")
-def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, str]]:
+def bad_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     """Bad pictures on disk, with a directory and a missing file: path -> kind of the refusal."""
     root = tmp_path_factory.mktemp("bad")
     kinds = {}
@@ -152,4 +152,4 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, s
         (root / name).write_bytes(content())
         kinds[root / name] = kind
     (root / "directory.jpg").mkdir()
-    yield kinds | {root / "directory.jpg": "not_a_file", root / "missing.jpg": "missing"}
+    return kinds | {root / "directory.jpg": "not_a_file", root / "missing.jpg": "missing"}

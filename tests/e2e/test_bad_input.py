@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pocketlens.cli import main
 from tests.e2e.conftest import BAD_FILES, Ended, Run, png
 
 SMALL_DISK = Path(__file__).with_name("small_disk.py")
@@ -263,12 +265,15 @@ def test_a_full_disk_is_one_error_and_indexing_goes_on_when_there_is_room(bundle
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 @pytest.mark.parametrize("as_json", [False, True])
-def test_results_that_find_no_room_are_an_error_not_a_silence(as_json: bool, bundle: Path) -> None:
-    command = [sys.executable, "-m", "pocketlens", "inspect", bundle, *(["--json"] if as_json else [])]
+def test_results_that_find_no_room_are_an_error_not_a_silence(
+    as_json: bool, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open("/dev/full", "w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert ended.returncode == 12
-    [line] = ended.stderr.splitlines()
+        monkeypatch.setattr(sys, "stdout", full)
+        code = main(["inspect", str(bundle), *(["--json"] if as_json else [])])
+        monkeypatch.undo()
+    assert code == 12
+    [line] = capsys.readouterr().err.splitlines()
     assert (json.loads(line)["error"] if as_json else line.split(" ")[0]) == "StorageFull"
 
 
@@ -300,10 +305,11 @@ batch = 2
         (RECIPE.replace("steps = 2", 'steps = "two"'), "steps"),
         (RECIPE.replace("steps = 2", "steps = 0"), "steps"),
         (RECIPE.replace("train = 4\n", ""), "train"),
+        (RECIPE + '[student]\npreset = "huge"\n', "huge"),
         ("name = [", "document"),
     ],
 )
-@pytest.mark.parametrize("command", [("distill", "train"), ("distill", "run"), ("distill",)], ids=" ".join)
+@pytest.mark.parametrize("command", [("distill", "train"), ("distill",)], ids=" ".join)
 def test_a_wrong_recipe_is_refused_before_anything_is_made(
     command: tuple[str, ...], text: str, said: str, tmp_path: Path, run: Run
 ) -> None:
@@ -316,12 +322,6 @@ def test_a_wrong_recipe_is_refused_before_anything_is_made(
 def test_a_recipe_that_is_no_file_is_refused(tmp_path: Path, run: Run) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         assert str(path) in run("distill", "train", path, "--work", tmp_path / "work").refuses("RecipeError", 5)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one distillation, in which the data set is made once."""
-    return tmp_path_factory.mktemp("distillation")
 
 
 def _teacher_missing(folder: Path) -> None:
@@ -347,25 +347,52 @@ def _teacher_card_unreadable(folder: Path) -> None:
     (folder / "teacher.json").write_text("{broken")
 
 
-@pytest.mark.parametrize(
-    "make", [_teacher_missing, _teacher_file, _teacher_empty, _teacher_unreadable, _teacher_card_unreadable]
-)
-def test_an_unreadable_teacher_is_one_error_and_the_data_stay(
-    make: Callable[[Path], None], work: Path, tmp_path: Path, run: Run
+def _recipe_with(teacher: Path, path: Path) -> Path:
+    path.write_text(RECIPE + f'[teachers]\nembedder = "{teacher}"\ncaptioner = "{teacher}"\n')
+    return path
+
+
+@pytest.mark.parametrize("make", [_teacher_missing, _teacher_file, _teacher_card_unreadable])
+def test_a_teacher_that_is_none_is_told_before_anything_is_made(
+    make: Callable[[Path], None], tmp_path: Path, run: Run
 ) -> None:
-    teacher, recipe = tmp_path / "teacher", tmp_path / "recipe.toml"
+    teacher, work = tmp_path / "teacher", tmp_path / "work"
     make(teacher)
-    recipe.write_text(RECIPE + f'[teachers]\nembedder = "{teacher}"\ncaptioner = "{teacher}"\n')
-    made = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*.jpg")}
+    recipe = _recipe_with(teacher, tmp_path / "recipe.toml")
     assert str(teacher) in run("distill", "train", recipe, "--work", work).refuses("TeacherError", 7)
-    assert len(list((work / "data").rglob("*.jpg"))) >= 6
-    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+    assert not work.exists()
 
 
-@pytest.mark.parametrize("make", [_teacher_missing, _teacher_file, _teacher_empty])
+def test_an_unreadable_teacher_is_one_error_and_the_data_stay(tmp_path: Path, run: Run) -> None:
+    work, made = tmp_path / "work", {}
+    for make in (_teacher_empty, _teacher_unreadable, _teacher_empty):
+        teacher = tmp_path / "teacher"
+        shutil.rmtree(teacher, ignore_errors=True)
+        make(teacher)
+        recipe = _recipe_with(teacher, tmp_path / "recipe.toml")
+        assert str(teacher) in run("distill", "train", recipe, "--work", work).refuses("TeacherError", 7)
+        pictures = {path: path.stat().st_mtime_ns for path in (work / "data").rglob("*.jpg")}
+        assert len(pictures) == 6
+        assert pictures == (made or pictures)
+        made = pictures
+
+
+@pytest.mark.parametrize("make", [_teacher_missing, _teacher_empty])
 def test_serve_refuses_an_unreadable_teacher(make: Callable[[Path], None], tmp_path: Path, run: Run) -> None:
     make(tmp_path / "teacher")
     run("serve", "--teacher", tmp_path / "teacher", "--port", "0").refuses("TeacherError", 7)
+
+
+def test_distilling_without_its_packages_names_the_extra(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "pocketlens.distill.pipeline", raising=False)
+    sentence = run("distill", "train", recipe, "--work", tmp_path / "work").refuses("TrainingError", 8)
+    assert sentence.endswith('`pip install "pocketlens[distill]"`.')
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -375,16 +402,3 @@ def test_what_may_not_be_read_is_a_typed_error_too(bundle: Path, damaged: Path, 
     (damaged / GRAPH).chmod(0)
     ended = run("caption", folder / "01.png", "-b", damaged)
     assert "ermission" in ended.refuses(ended.err.split(" ")[0], ended.code)
-
-
-def test_distilling_without_its_packages_names_the_extra(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE)
-    code = f"""
-import sys
-sys.modules["torch"] = None
-from pocketlens.cli import main
-sys.exit(main(["distill", "train", {str(recipe)!r}, "--work", {str(tmp_path / "work")!r}]))
-"""
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert Ended(ended.returncode, ended.stdout, ended.stderr).refuses("TrainingError", 8).endswith('lens[distill]"`.')

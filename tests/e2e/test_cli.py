@@ -15,10 +15,10 @@ import httpx
 import numpy as np
 import pytest
 import typer.main
-from tests.e2e.conftest import Run, png
 
 from pocketlens import __version__
 from pocketlens.cli import app
+from tests.e2e.conftest import Run, png
 
 COMMAND = (sys.executable, "-m", "pocketlens")
 PUBLIC = {"demo", "distill", "export", "verify", "inspect", "caption", "embed", "index", "search", "serve", "telemetry"}
@@ -210,6 +210,59 @@ def test_odd_file_names_keep_to_their_line_and_survive_json(bundle: Path, tmp_pa
     refused = run("caption", *files, "-b", bundle)
     assert len(refused.told) == len(files) + 1
     assert "\x1b" not in refused.err
+
+
+# Distillation
+
+
+def test_distill_goes_all_the_way_and_a_second_run_says_the_same(
+    bundle: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pocketlens.distill.students.config import PRESETS
+    from tests.distill.tiny import CONFIG, write_captioner, write_embedder
+
+    monkeypatch.setitem(PRESETS, "tiny", CONFIG)
+    recipe, work = tmp_path / "recipe.toml", tmp_path / "work"
+    recipe.write_text(f"""
+name = "test"
+threads = 1
+seed = 5
+[teachers]
+embedder = "{write_embedder(tmp_path / "embedder")}"
+captioner = "{write_captioner(tmp_path / "captioner")}"
+[data]
+train = 6
+val = 1
+test = 3
+train_px = 32
+test_px = 32
+[reinforce]
+views = 1
+shard = 4
+[student]
+preset = "tiny"
+[train]
+steps = 2
+batch = 4
+""")
+    ended = run("distill", recipe, "--work", work, "--json")
+    assert ended.code == 0, ended.err
+    assert [record["subject"] for record in ended.records] == ["teacher", "student"]
+    assert ended.told == []
+    for step in ("render", "reinforce", "train", "teacher", "student"):
+        assert re.search(rf"^{step} .* ETA ", ended.err, re.MULTILINE), step
+    assert run("distill", recipe, "--work", work, "--json").records == ended.records
+    shards = run("distill", "reinforce", recipe, "--work", work).lines
+    assert len(shards) == 2
+    assert all(Path(shard).exists() for shard in shards)
+    assert run("distill", "train", recipe, "--work", work).lines == [str(work / "student")]
+
+    judged = run("distill", "evaluate", recipe, "--work", work, "--bundle", bundle, "--json").records
+    assert judged[:2] == ended.records
+    assert [record["subject"] for record in judged[2:]] == ["onnx-fp32", "onnx-int8"]
+    text = run("distill", "evaluate", recipe, "--work", work).lines
+    assert len(text) == sum(len(record["figures"]) for record in ended.records)
+    assert all(re.fullmatch(r"\w+\t\w+\t[\d.]+\t\[[\d.]+, [\d.]+\]\tn=\d+", line) for line in text)
 
 
 # Telemetry

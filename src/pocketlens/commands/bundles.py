@@ -6,11 +6,16 @@ from typing import Annotated
 import typer
 
 from pocketlens.commands.options import AsJson
-from pocketlens.console import out, out_json
+from pocketlens.console import out, out_json, progress, say
+from pocketlens.core.errors import BundleError
 
-__all__ = ["inspect", "verify"]
+__all__ = ["export", "inspect", "verify"]
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.", show_default=False)]
+BundleArgument = Annotated[
+    Path,
+    # readable=False: not to be checked there, for what cannot be read is a typed error of ours
+    typer.Argument(metavar="BUNDLE", help="The bundle's folder.", show_default=False, readable=False),
+]
 
 
 def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
@@ -36,3 +41,59 @@ def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
         for note in graph.notes:
             out(f"\t{note}")
     return 0
+
+
+def verify(bundle: BundleArgument, as_json: AsJson = False) -> int:
+    """Check every byte of a bundle, then its golden files: pixels, embeddings and captions on this machine."""
+    from pocketlens.export import verify_bundle
+
+    report = verify_bundle(bundle)
+    if as_json:
+        out_json(report)
+    else:
+        for check in report.checks:
+            mark = "ok  " if check.passed else "FAIL"
+            out(f"{mark}\t{check.stage}\t{check.subject}\t{check.figure:.6f}\t(at least {check.limit:g})")
+        for variant in report.skipped:
+            say(f"skipped {variant}: its engine is not on this machine")
+        say(f"{report.model_version}: {'verified' if report.passed else 'NOT verified'}")
+    return 0 if report.passed else BundleError.exit_code
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run: the folder with student.json.")],
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="The run's WORK folder: its pictures calibrate and judge.", show_default=False),
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="An export recipe (TOML): see docs/recipes.md.")] = None,
+    name: Annotated[str, typer.Option(help="The bundle's name.")] = "student",
+    as_json: AsJson = False,
+) -> int:
+    """Export a student to every target of the recipe; a graph that fails its gate fails the export."""
+    from pocketlens.distill.pipeline import Workspace, teacher_records
+    from pocketlens.distill.recipe import read_recipe
+    from pocketlens.distill.scenes import read_split
+    from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
+
+    plan, space, trained = (
+        load_recipe(recipe) if recipe else ExportRecipe(),
+        Workspace(data),
+        read_recipe(run / "recipe.toml"),
+    )
+    test, train = (read_split(space.data, split) for split in ("test", "train"))
+    with progress() as report:
+        bundle = export_student(
+            run,
+            out_folder,
+            recipe=plan,
+            test=Samples(space.pictures(test), [sample.captions[0] for sample in test]),
+            calibration=Samples(space.pictures(train), [sample.captions[0] for sample in train]),
+            name=name,
+            licence=trained.licence,
+            teachers=teacher_records(trained),
+            provenance={"recipe": trained.name},
+            progress=lambda what, done, total: report("export", done, total, what),
+        )
+    return inspect(bundle.root, as_json=as_json)

@@ -1,6 +1,7 @@
 """Teachers and pictures to a student: the whole way, or one step at a time.
 
-Every command reads the recipe before it imports torch: a mistake in it is told at once.
+Every command reads the recipe, and looks whether the folders it names are there, before it imports
+torch and before anything is made: a mistake is told at once.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ from pocketlens.core.errors import PocketlensError, TrainingError
 
 if TYPE_CHECKING:
     from pocketlens.distill.evaluation import Judged
+    from pocketlens.distill.recipe import Recipe
 
 __all__ = ["app", "needs_distill"]
 
 RecipePath = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML); `recipes/` holds examples.", show_default=False)
+    Path,
+    # readable=False: not to be checked there, for what cannot be read is a typed error of ours
+    typer.Argument(metavar="RECIPE", help="A recipe (TOML).", show_default=False, readable=False),
 ]
 WorkPath = Annotated[Path, typer.Option("--work", "-w", help="Folder of data, shards and the run.", show_default=False)]
 
@@ -56,10 +60,8 @@ def needs_distill(what: str, kind: type[PocketlensError] = TrainingError) -> Ite
 @app.command("run")
 def run(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Do all steps: data, reinforce, train, evaluate. What is finished is kept; a killed run goes on."""
+    plan = _checked(recipe)
     with needs_distill("pocketlens distill"):
-        from pocketlens.distill.recipe import read_recipe
-
-        plan = read_recipe(recipe)
         from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
 
     space = Workspace(work)
@@ -72,10 +74,8 @@ def run(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
 @app.command("reinforce")
 def reinforce(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Make the data set and ask the teachers about every picture, once."""
+    plan = _checked(recipe)
     with needs_distill("pocketlens distill reinforce"):
-        from pocketlens.distill.recipe import read_recipe
-
-        plan = read_recipe(recipe)
         from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data
 
     space = Workspace(work)
@@ -90,10 +90,8 @@ def reinforce(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> in
 @app.command("train")
 def train(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
     """Train the student; data and shards are made first where they are missing."""
+    plan = _checked(recipe)
     with needs_distill("pocketlens distill"):
-        from pocketlens.distill.recipe import read_recipe
-
-        plan = read_recipe(recipe)
         from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
 
     space = Workspace(work)
@@ -112,10 +110,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> int:
     """Judge teachers, student and, with --bundle, its ONNX graphs on the test split; 95 % intervals in brackets."""
+    plan = _checked(recipe)
     with needs_distill("pocketlens distill evaluate"):
-        from pocketlens.distill.recipe import read_recipe
-
-        plan = read_recipe(recipe)
         from pocketlens.distill.evaluation import JudgedStudent, JudgedTeachers, evaluate
         from pocketlens.distill.pipeline import Workspace, open_teachers
         from pocketlens.distill.scenes import read_split
@@ -138,6 +134,19 @@ def evaluate(
             interval = f"[{figure.low:.4f}, {figure.high:.4f}]"
             out(f"{result.subject}\t{name}\t{figure.value:.4f}\t{interval}\tn={figure.samples}")
     return 0
+
+
+def _checked(path: Path) -> "Recipe":
+    """Return the recipe at `path` if its preset exists and its teachers are folders."""
+    with needs_distill("pocketlens distill"):
+        from pocketlens.distill.recipe import read_recipe
+        from pocketlens.distill.teachers.folder import read_card
+    plan = read_recipe(path)
+    plan.preset()
+    for name in (plan.teachers.embedder, plan.teachers.captioner):
+        if name != "builtin":
+            read_card(Path(name))
+    return plan
 
 
 def _judged_graphs(path: Path) -> "list[Judged]":

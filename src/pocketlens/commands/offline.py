@@ -21,7 +21,7 @@ __all__ = ["caption", "embed", "index", "search"]
 
 _SOME_REFUSED = 1
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Picture files.", show_default=False)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Picture files.", show_default=False)]
 StorePath = Annotated[
     Path | None,
     typer.Option("--store", help="The store's file.", show_default="pocketlens.sqlite in the indexed folder's parent"),

@@ -8,7 +8,15 @@ import typer
 __all__ = ["AsJson", "BundlePath", "Engine", "Precision", "Threads"]
 
 BundlePath = Annotated[
-    Path, typer.Option("--bundle", "-b", envvar="POCKETLENS_BUNDLE", help="The bundle's folder.", show_default=False)
+    Path,
+    typer.Option(
+        "--bundle",
+        "-b",
+        envvar="POCKETLENS_BUNDLE",
+        help="The bundle's folder.",
+        show_default=False,
+        readable=False,  # not to be checked here: what cannot be read is a typed error
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write results as JSON lines.")]
 Engine = Annotated[str | None, typer.Option(help="onnxruntime or executorch.", show_default="onnxruntime")]

@@ -12,7 +12,7 @@
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from pocketlens.core.bundle import Bundle, Quality, TeacherRecord
+from pocketlens.core.bundle import Bundle, ConfidenceSpec
 from pocketlens.core.errors import storage_errors
 from pocketlens.demo.goals import goals
 from pocketlens.demo.report import write_report
@@ -46,12 +46,14 @@ from pocketlens.distill.pipeline import (
     open_teachers,
     prepare_data,
     reinforce_data,
+    teacher_records,
     train_student,
 )
 from pocketlens.distill.recipe import Recipe, read_recipe
 from pocketlens.distill.scenes import Sample, read_split
 from pocketlens.distill.students.student import load_student
-from pocketlens.export import ExportRecipe, Samples, check_quality, export_student, load_recipe, update_manifest
+from pocketlens.export import Evaluation as ExportEvaluation
+from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
 from pocketlens.export.latency import machine_name
 from pocketlens.runtime import Refusal, feature_table, fit_confidence, load
 from pocketlens.telemetry import EventLog, purge
@@ -92,12 +94,19 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
         train_student(recipe, work, shards, report)
     student, tokenizer = load_student(work.student)
     teachers, test = open_teachers(recipe), read_split(work.data, "test")
+    evaluations: dict[str, Evaluation] = {}
+
+    def judge(candidate: Bundle) -> ExportEvaluation:
+        # called by the export once graphs run and before the bundle is published, so that gates see the figures
+        with watch.stage("evaluate"):
+            judges = _judges(candidate, teachers, JudgedStudent(student, tokenizer))
+            evaluations.update(_evaluate_all(recipe, judges, test, work, out / "evaluations", report))
+            quality = tuple(figure for one in evaluations.values() for figure in one.quality())
+            return ExportEvaluation(quality=quality, confidence=_confidence(candidate, work))
+
     with watch.stage("export"):
-        bundle = _export(recipe, export_recipe, work, out / "bundle", teachers, test, report)
-    with watch.stage("evaluate"):
-        judged = _judges(bundle, teachers, JudgedStudent(student, tokenizer))
-        evaluations = _evaluate_all(recipe, judged, test, work, out / "evaluations", report)
-        bundle = _finish(bundle, work, evaluations, export_recipe)
+        bundle = _export(recipe, export_recipe, work, out / "bundle", test, judge, report)
+    watch.seconds["export"] -= watch.seconds["evaluate"]
     with watch.stage("use"):
         log = _fresh_log(out / "telemetry")
         cards, fallback = captioned(bundle.root, test[:_CARDS], work.data, log)
@@ -149,8 +158,8 @@ def _export(
     export_recipe: ExportRecipe,
     work: Workspace,
     out: Path,
-    teachers: Teachers,
     test: Sequence[Sample],
+    judge: Callable[[Bundle], ExportEvaluation],
     report: Report,
 ) -> Bundle:
     train = read_split(work.data, "train")[:2000]
@@ -158,16 +167,14 @@ def _export(
         work.student,
         out,
         recipe=export_recipe,
-        parity=_samples(work, test),
+        test=_samples(work, test),
         calibration=_samples(work, train),
         provenance={"recipe": recipe.name, "data": f"scenes, seed {recipe.seed}, {recipe.data.train} pictures"},
-        teachers=(
-            TeacherRecord(id=teachers.embedder.id, licence=teachers.embedder.licence, task="embedding"),
-            TeacherRecord(id=teachers.captioner.id, licence=teachers.captioner.licence, task="captioning"),
-        ),
+        teachers=teacher_records(recipe),
         licence=recipe.licence,
         name=recipe.name,
-        progress=lambda done, total, note: report("export", done, total, note),
+        evaluate=judge,
+        progress=lambda what, done, total: report("export", done, total, what),
     )
 
 
@@ -198,8 +205,8 @@ def _evaluate_all(
     return results
 
 
-def _finish(bundle: Bundle, work: Workspace, evaluations: dict[str, Evaluation], recipe: ExportRecipe) -> Bundle:
-    """Fit the confidence on the validation split, and write it and every figure into the manifest."""
+def _confidence(bundle: Bundle, work: Workspace) -> ConfidenceSpec:
+    """Fit the confidence on the validation split, with the graphs that are chosen by default."""
     samples = read_split(work.data, "val")
     captions = []
     for result in load(bundle.root).captions(work.pictures(samples)):
@@ -207,9 +214,7 @@ def _finish(bundle: Bundle, work: Workspace, evaluations: dict[str, Evaluation],
             raise result.error
         captions.append(result)
     correct = caption_correctness(samples, [caption.text for caption in captions])
-    quality: tuple[Quality, ...] = tuple(q for e in evaluations.values() for q in e.quality())
-    check_quality(quality, recipe.gates, variants=recipe.variants)
-    return update_manifest(bundle.root, quality=quality, confidence=fit_confidence(feature_table(captions), correct))
+    return fit_confidence(feature_table(captions), correct)
 
 
 def _fresh_log(folder: Path) -> EventLog:
