@@ -211,7 +211,7 @@ class TelemetryError(PocketlensError):
     exit_code = 14
 
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager

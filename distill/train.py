@@ -141,8 +141,10 @@ def _update(run: _Run, step: int, total: Tensor) -> None:
 def _losses(recipe: Recipe, model: _Model, batch: Batch, pad_id: int) -> dict[str, Tensor]:
     """Return the weighted terms of one batch by name; a term of weight 0 is left out."""
     weights, student = recipe.train.losses, model.student
+    longest = int((batch.ids != pad_id).sum(dim=1).max())
+    ids = batch.ids[:, :longest]  # padding changes no answer and costs time
     images, visual = student.image_encoder(batch.pixels)
-    texts = student.text_encoder(batch.ids)
+    texts = student.text_encoder(ids)
     scale = student.logit_scale.exp()
     terms: dict[str, Tensor] = {}
     if weights.contrastive:
@@ -164,9 +166,9 @@ def _losses(recipe: Recipe, model: _Model, batch: Batch, pad_id: int) -> dict[st
     # One caption a picture and step, human or the teacher's, drawn in proportion to the two weights: in
     # expectation the weighted sum of both losses, at the price of one pass through the decoder.
     if weights.caption + weights.sequence:
-        longest = min(int((batch.ids != pad_id).sum(dim=1).max()), student.config.caption_tokens + 1)
-        logits = student.caption_decoder(visual, batch.ids[:, : longest - 1])
-        loss = losses.caption_cross_entropy(logits, batch.ids[:, 1:longest], pad_id=pad_id)
+        ids = ids[:, : student.config.caption_tokens + 1]
+        logits = student.caption_decoder(visual, ids[:, :-1])
+        loss = losses.caption_cross_entropy(logits, ids[:, 1:], pad_id=pad_id)
         terms["caption"] = (weights.caption + weights.sequence) * loss
     return terms
 

@@ -52,8 +52,8 @@ class GoldenSet(msgspec.Struct, frozen=True):
 
 def draw_golden_pictures(root: Path, count: int, *, seed: int) -> list[Path]:
     """Draw `count` scenes of the test split into `root / "golden"` and return their paths."""
-    from pocketlens.distill.scenes.grammar import sample_scene  # noqa: PLC0415 - not needed to read
-    from pocketlens.distill.scenes.render import render  # noqa: PLC0415
+    from pocketlens.distill.scenes.grammar import sample_scene
+    from pocketlens.distill.scenes.render import render
 
     folder = root / _FOLDER
     folder.mkdir(parents=True)
@@ -90,8 +90,7 @@ def read_golden(root: Path) -> GoldenSet:
     try:
         golden = msgspec.json.decode((folder / "golden.json").read_bytes(), type=Golden)
         arrays = [
-            np.load(folder / f"{name}.npy", allow_pickle=False)
-            for name in ("pixels", "embeddings", "text_embeddings")
+            np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("pixels", "embeddings", "text_embeddings")
         ]
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
         raise BundleSchemaError(

@@ -4,7 +4,7 @@ Letters: `B` batch, `T` text length, `D` embedding, `V` visual tokens of width `
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from pocketlens.core.bundle import ROLES, Role, TensorSpec
 from pocketlens.distill.students.student import Student
 
-__all__ = ["DTYPES", "Graph", "student_graphs"]
+__all__ = ["Graph", "student_graphs"]
 
-DTYPES: Final = {torch.uint8: "uint8", torch.int32: "int32", torch.float32: "float32"}
+_DTYPES: Final[dict[torch.dtype, Literal["uint8", "int32", "float32"]]] = {
+    torch.uint8: "uint8",
+    torch.int32: "int32",
+    torch.float32: "float32",
+}
 
 _NAMES: Final[dict[Role, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "image_encoder": (("pixels",), ("embedding", "visual_tokens")),
@@ -78,6 +82,6 @@ def _graph(role: Role, module: nn.Module, example: tuple[Tensor, ...]) -> Graph:
 
 def _specs(names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(name=name, dtype=DTYPES[tensor.dtype], shape=(-1, *tensor.shape[1:]))
+        TensorSpec(name=name, dtype=_DTYPES[tensor.dtype], shape=(-1, *tensor.shape[1:]))
         for name, tensor in zip(names, tensors, strict=True)
     )

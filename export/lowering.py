@@ -59,15 +59,11 @@ def lower(
         ExportError: a graph cannot be produced for a target; names both and says why.
     """
     jobs = _jobs(student_folder, roots, feeds)
-    done = 0
-    for job in _run(jobs, workers):
-        done += 1
+    for done, job in enumerate(_run(jobs, workers), start=1):
         progress(f"{job.target} {job.role}", done, len(jobs))
 
 
-def _jobs(
-    student_folder: Path, roots: Mapping[str, Path], feeds: Mapping[Role, list[Feed]]
-) -> list[_Job]:
+def _jobs(student_folder: Path, roots: Mapping[str, Path], feeds: Mapping[Role, list[Feed]]) -> list[_Job]:
     by_target: dict[str, list[str]] = {}
     for variant in roots:
         by_target.setdefault(split_variant(variant)[0], []).append(variant)
@@ -113,7 +109,7 @@ def _lower(job: _Job) -> None:
         open_target(job.target).export(_graphs(job.student_folder)[job.role], job.paths, job.feeds)
     except (PocketlensError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001 - exporters let through whatever their passes raise
+    except Exception as error:
         raise ExportError(
             f"{job.target} graph {job.role}",
             expected=f"a graph that can be lowered to {', '.join(job.paths)}",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -16,6 +16,9 @@ from pocketlens.export.recipe import split_variant
 from pocketlens.export.reference import Feed, Reference
 from pocketlens.export.targets import open_target
 from pocketlens.runtime.engines import ENGINES, Engine, open_engine
+
+if TYPE_CHECKING:
+    from pocketlens.runtime.engines import EngineName
 
 __all__ = ["graph_records", "measured"]
 
@@ -81,8 +84,8 @@ def measured(
     filled: dict[str, list[GraphRecord]] = {variant: list(found) for variant, found in records.items()}
     for variant, engine in engines.items():
         progress(f"parity of {variant}")
-        assert manifest.caption is not None  # noqa: S101 - a student always captions; for the type checker
-        parity = measure_parity(engine, reference, tokenizer=manifest.tokenizer, caption=manifest.caption)
+        assert manifest.caption is not None
+        parity = measure_parity(engine, reference, manifest)
         filled[variant] = [msgspec.structs.replace(r, parity=parity[r.role]) for r in filled[variant]]
     for target in sorted({split_variant(variant)[0] for variant in engines}):
         progress(f"latency of {target}")
@@ -95,16 +98,14 @@ def measured(
                 speedup = None
                 if base is not None and split_variant(variant)[1] != "fp32":
                     speedup = base.p50_ms / latency.p50_ms
-                record = msgspec.structs.replace(
-                    filled[variant][index], latency=latency, speedup_vs_fp32=speedup
-                )
+                record = msgspec.structs.replace(filled[variant][index], latency=latency, speedup_vs_fp32=speedup)
                 filled[variant][index] = _explained(record)
     return filled
 
 
 def _open(records: list[GraphRecord], root: Path, manifest: Manifest) -> Engine:
     chosen = {record.role: record for record in records}
-    return open_engine(records[0].engine, Bundle(root, manifest), chosen, threads=THREADS)
+    return open_engine(cast("EngineName", records[0].engine), Bundle(root, manifest), chosen, threads=THREADS)
 
 
 def _explained(record: GraphRecord) -> GraphRecord:

@@ -4,12 +4,12 @@ Letters: `N` pictures, `M` texts, `D` embedding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlens.core.bundle import CaptionSpec, Parity, Role, TokenizerSpec
+from pocketlens.core.bundle import CaptionSpec, Manifest, Parity, Role, TokenizerSpec
 from pocketlens.runtime.decoding import Limits, greedy
 from pocketlens.runtime.engines import Engine
 
@@ -21,10 +21,8 @@ __all__ = ["cosines", "greedy_captions", "measure_parity", "parity_of", "token_a
 _BATCH = 32
 
 
-def measure_parity(
-    engine: Engine, reference: "Reference", *, tokenizer: TokenizerSpec, caption: CaptionSpec
-) -> dict[Role, Parity]:
-    """Return the parity of the four graphs that `engine` runs.
+def measure_parity(engine: Engine, reference: "Reference", manifest: Manifest) -> dict[Role, Parity]:
+    """Return the parity of the graphs that `engine` runs; of the captioner's too if `manifest` has one.
 
     Image and text encoder: cosine of the embeddings. Prefill: cosine of the caches, given the eager
     student's visual tokens. Decode step: agreement of greedy captions that went the whole way
@@ -32,14 +30,19 @@ def measure_parity(
     """
     image = _run(engine, "image_encoder", {"pixels": reference.pixels})
     text = _run(engine, "text_encoder", {"ids": reference.ids})
-    cache = _run(engine, "caption_prefill", {"visual_tokens": reference.visual_tokens})["cache"]
-    captions = greedy_captions(engine, image["visual_tokens"], tokenizer=tokenizer, caption=caption)
-    return {
+    parity: dict[Role, Parity] = {
         "image_encoder": parity_of("cosine", cosines(image["embedding"], reference.embeddings)),
         "text_encoder": parity_of("cosine", cosines(text["embedding"], reference.text_embeddings)),
-        "caption_prefill": parity_of("cosine", cosines(cache, reference.caches)),
-        "caption_decode": parity_of("token_agreement", token_agreement(captions, reference.captions)),
     }
+    if manifest.caption is not None:
+        cache = _run(engine, "caption_prefill", {"visual_tokens": reference.visual_tokens})["cache"]
+        parity["caption_prefill"] = parity_of("cosine", cosines(cache, reference.caches))
+        captions = greedy_captions(
+            engine, image["visual_tokens"], tokenizer=manifest.tokenizer, caption=manifest.caption
+        )
+        agreement = token_agreement(captions, reference.captions)
+        parity["caption_decode"] = parity_of("token_agreement", agreement)
+    return parity
 
 
 def greedy_captions(
@@ -86,10 +89,10 @@ def token_agreement(found: Sequence[list[int]], expected: Sequence[list[int]]) -
     return np.array([float(a == b) for a, b in zip(found, expected, strict=True)])
 
 
-def parity_of(metric: str, values: NDArray[np.float64]) -> Parity:
-    """Return the record of `values (N,)`; `metric` is `cosine` or `token_agreement`."""
+def parity_of(metric: Literal["cosine", "token_agreement"], values: NDArray[np.float64]) -> Parity:
+    """Return the record of `values (N,)`."""
     return Parity(
-        metric="cosine" if metric == "cosine" else "token_agreement",
+        metric=metric,
         minimum=float(values.min()),
         p1=float(np.quantile(values, 0.01)),
         mean=float(values.mean()),

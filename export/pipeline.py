@@ -124,9 +124,7 @@ def export_student(
         if evaluate is not None:
             evaluation = evaluate(candidate)
             check_quality(evaluation.quality, recipe.gates, variants=[v for v in recipe.variants if "fp32" not in v])
-            manifest = msgspec.structs.replace(
-                manifest, quality=evaluation.quality, confidence=evaluation.confidence
-            )
+            manifest = msgspec.structs.replace(manifest, quality=evaluation.quality, confidence=evaluation.confidence)
         return _publish(out, manifest, candidate.root)
 
 
@@ -188,9 +186,7 @@ def _manifest(
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         ),
-        caption=CaptionSpec(
-            prefix_length=student.caption_decoder.visual_tokens, max_tokens=config.caption_tokens
-        ),
+        caption=CaptionSpec(prefix_length=student.caption_decoder.visual_tokens, max_tokens=config.caption_tokens),
         graphs=(),
         teachers=teachers,
         licence=licence,
@@ -225,9 +221,9 @@ def _graphs(
     progress: Progress,
 ) -> list[GraphRecord]:
     """Lower and measure all variants, gate their parity, return the records of those that ship."""
-    roots: dict[str, Path] = {variant: staging / "bundle" for variant in recipe.variants}
-    for variant in recipe.variants:
-        target, precision = split_variant(variant)
+    shipped: list[str] = list(recipe.variants)
+    roots = dict.fromkeys(shipped, staging / "bundle")
+    for target, precision in map(split_variant, shipped):
         if precision == "int8":
             roots.setdefault(f"{target}-fp32", staging / "twins")
     drawn = calibration.draw(recipe.calibration_samples, seed=recipe.seed)
@@ -257,8 +253,7 @@ def _graphs(
     )
     for variant in roots:
         check_parity(filled[variant], recipe.gates)
-    # The speed gate compares what ships; records of twins that stay behind have told their figure.
-    return [record for variant in recipe.variants for record in filled[variant]]
+    return [record for variant in shipped for record in filled[variant]]
 
 
 def _first_rows(feeds: Mapping[Role, Sequence[Feed]]) -> dict[Role, Feed]:

@@ -75,9 +75,7 @@ def verify_bundle(path: Path) -> VerifyReport:
             skipped.append(variant)
             continue
         checks += _answers(bundle, golden, variant, graphs, open_engine(name, bundle, graphs, threads=1))
-    return VerifyReport(
-        model_version=bundle.manifest.model_version, checks=tuple(checks), skipped=tuple(skipped)
-    )
+    return VerifyReport(model_version=bundle.manifest.model_version, checks=tuple(checks), skipped=tuple(skipped))
 
 
 def _variants(bundle: Bundle) -> dict[str, dict[Role, GraphRecord]]:

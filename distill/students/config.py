@@ -45,7 +45,6 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 PRESETS: Final[dict[str, StudentConfig]] = {
     "nano": StudentConfig(
         backbone="mobilenetv4_conv_small_050",
-        output_stride=16,
         image_px=96,
         embed_dim=128,
         width=128,

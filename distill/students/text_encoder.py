@@ -23,10 +23,13 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`ids (B, T)` int32, padded with 0 -> embedding `(B, D)` of unit norm."""
+        """`ids (B, T)` int32, padded with 0 -> embedding `(B, D)` of unit norm.
+
+        Training may hand in fewer columns than T: padding changes nothing.
+        """
         real = (ids != _PAD_ID).to(torch.float32)  # (B, T)
         mask = ((1.0 - real) * MASKED)[:, None, None, :]  # (B, 1, 1, T)
-        x = self.tokens(ids) + self.positions
+        x = self.tokens(ids) + self.positions[:, : ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         weights = real[:, :, None]

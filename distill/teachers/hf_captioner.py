@@ -1,10 +1,12 @@
 """A captioner in Hugging Face format, from a local folder through `from_pretrained`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
 from pocketlens.core.errors import TeacherError
@@ -34,7 +36,9 @@ class HfCaptioner:
         self.id, self.licence = card.id, card.licence
         self.max_tokens = max_tokens
         with teacher_errors(folder, "a vision-encoder-decoder model as save_pretrained writes it"), quiet_loading():
-            self.model = VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True).eval()
+            # float32 whatever the file holds: half precision runs twenty times slower on a CPU (docs/LOG.md)
+            model = VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            self.model = model.eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
             self.preprocess = _spec(folder, settings)
@@ -45,14 +49,8 @@ class HfCaptioner:
     def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
         """Return one greedy caption a picture for `pixels (B, H, W, 3)` uint8."""
         images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        result = self.model.generate(
-            pixel_values=(images - self._mean) / self._std,
-            max_new_tokens=self.max_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        with quiet_loading():  # generate() warns about padding in a decoder prompt, which a caption does not have
+            result = self._generate((images - self._mean) / self._std)
         logits = torch.stack(result.logits, dim=1)  # (B, N, vocab)
         new = result.sequences[:, -logits.shape[1] :]
         scores = torch.log_softmax(logits, dim=-1).gather(2, new[..., None])[..., 0]
@@ -61,6 +59,16 @@ class HfCaptioner:
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         sums = scores.sum(dim=1).tolist()
         return [TeacherCaption(text.strip(), score) for text, score in zip(texts, sums, strict=True)]
+
+    def _generate(self, images: Tensor) -> Any:
+        return self.model.generate(
+            pixel_values=images,
+            max_new_tokens=self.max_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
 
 
 def _spec(folder: Path, settings: dict[str, object]) -> PreprocessSpec:

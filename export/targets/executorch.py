@@ -73,11 +73,11 @@ def _one_row(spec: TensorSpec) -> TensorSpec:
 
 def _lower(program: ExportedProgram, role: Role, path: Path) -> None:
     # Imported here: executorch.exir costs seconds.
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # noqa: PLC0415
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
         XnnpackPartitioner,
     )
-    from executorch.devtools.backend_debug import get_delegation_info  # noqa: PLC0415
-    from executorch.exir import (  # noqa: PLC0415
+    from executorch.devtools.backend_debug import get_delegation_info
+    from executorch.exir import (
         EdgeCompileConfig,
         ExecutorchBackendConfig,
         to_edge_transform_and_lower,
@@ -111,4 +111,5 @@ def _quantize(module: fx.GraphModule, graph: Graph, feeds: Sequence[Feed]) -> fx
     prepared = prepare_pt2e(module, quantizer)
     for feed in feeds:
         prepared(*(torch.from_numpy(feed[spec.name].copy()) for spec in graph.inputs))
-    return convert_pt2e(prepared)
+    converted: fx.GraphModule = convert_pt2e(prepared)
+    return converted

@@ -199,7 +199,6 @@ def _fold_normalisation(path: Path) -> int:
     model = onnx.load(path)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    cast, turn, multiply, add, conv = graph.node[:5]
     found = [node.op_type for node in graph.node[:5]]
     if found != ["Cast", "Transpose", "Mul", "Add", "Conv"]:
         raise ExportError(
@@ -208,6 +207,7 @@ def _fold_normalisation(path: Path) -> int:
             found=", ".join(found),
             remedy="Export without int8, or keep normalisation in front of the backbone.",
         )
+    cast, turn, multiply, add, conv = graph.node[:5]
     scale = numpy_helper.to_array(constants[multiply.input[1]]).reshape(-1).astype(np.float64)
     shift = numpy_helper.to_array(constants[add.input[1]]).reshape(-1).astype(np.float64)
     zero = int(np.clip(np.round(np.mean(-shift / scale)), 0, _LEVELS))

@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         drop_stdout()
         return 0  # the reader of our stdout (head, less) went away: that is its right
+    except SystemExit as ending:
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
+        return 0  # the same, noticed by rich in the middle of a help page
     except (PocketlensError, OSError) as error:
         return show_error(typed(error), as_json="--json" in arguments)
     except (KeyboardInterrupt, typer.Abort):

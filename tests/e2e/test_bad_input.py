@@ -399,6 +399,13 @@ def test_distilling_without_its_packages_names_the_extra(
 def test_what_may_not_be_read_is_a_typed_error_too(bundle: Path, damaged: Path, folder: Path, run: Run) -> None:
     (folder / "00.png").chmod(0)
     assert "ermission" in run("caption", folder / "00.png", "-b", bundle).refuses("PictureError", 3)
-    (damaged / GRAPH).chmod(0)
-    ended = run("caption", folder / "01.png", "-b", damaged)
-    assert "ermission" in ended.refuses(ended.err.split(" ")[0], ended.code)
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE)
+    recipe.chmod(0)
+    assert "ermission" in run("distill", "train", recipe, "--work", folder / "work").refuses("RecipeError", 5)
+    for path in (damaged / GRAPH, damaged):
+        path.chmod(0)
+        ended = run("caption", folder / "01.png", "-b", damaged)
+        error = ended.err.split(" ")[0]
+        assert "ermission" in ended.refuses(error, 4 if error.startswith("Bundle") else 6)
+    damaged.chmod(0o700)

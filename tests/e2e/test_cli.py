@@ -397,11 +397,13 @@ def test_ctrl_c_ends_in_130_without_a_traceback_and_keeps_what_was_printed(bundl
     assert len(rest.splitlines()) < 1499
 
 
-def test_a_reader_that_goes_away_is_no_error(bundle: Path) -> None:
+@pytest.mark.parametrize("arguments", [("inspect",), ("--help",)], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...], bundle: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as `| head` leaves it
     try:
-        ended = subprocess.run((*COMMAND, "inspect", bundle), stdout=writer, stderr=subprocess.PIPE, check=False)
+        command = (*COMMAND, *arguments, str(bundle))
+        ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     finally:
         os.close(writer)
     assert (ended.returncode, ended.stderr) == (0, b"")

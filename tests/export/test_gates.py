@@ -1,0 +1,135 @@
+import msgspec
+import pytest
+
+from pocketlens.core.bundle import Bundle, GraphRecord, Parity, Quality
+from pocketlens.core.errors import ParityGateFailed, SpeedGateFailed
+from pocketlens.export.gates import check_parity, check_quality, check_speed
+from pocketlens.export.parity import measure_parity
+from pocketlens.export.recipe import Gates
+from pocketlens.export.reference import Reference
+from pocketlens.runtime.engines import open_engine
+
+
+def graph(precision: str = "int8", speedup: float | None = None, parity: Parity | None = None) -> GraphRecord:
+    return GraphRecord(
+        role="text_encoder",
+        target="onnx",
+        precision=precision,
+        engine="onnxruntime",
+        path="graphs/x",
+        sha256="0" * 64,
+        bytes=1,
+        inputs=(),
+        outputs=(),
+        parity=parity,
+        speedup_vs_fp32=speedup,
+        notes=("First.",),
+    )
+
+
+def cosine(minimum: float, mean: float) -> Parity:
+    return Parity(metric="cosine", minimum=minimum, p1=minimum, mean=mean, samples=10)
+
+
+def agreement(mean: float) -> Parity:
+    return Parity(metric="token_agreement", minimum=0.0, p1=0.0, mean=mean, samples=10)
+
+
+@pytest.mark.parametrize(
+    ("precision", "parity", "words"),
+    [
+        ("fp32", cosine(0.9998, 1.0), r"onnx-fp32 text_encoder: expected cosine of at least 0.9999 .* found 0.999800"),
+        ("fp32", agreement(0.99), "token_agreement of at least 1 .* found 0.990000 over 10 samples"),
+        ("int8", cosine(0.9, 0.96), "at least 0.97 .*int8_min_mean_cosine.* found 0.960000"),
+        ("int8", cosine(float("nan"), float("nan")), "found nan"),
+        ("int8", agreement(0.4), "at least 0.5 .*int8_min_token_agreement"),
+    ],
+)
+def test_a_graph_below_its_limit_fails(precision: str, parity: Parity, words: str) -> None:
+    with pytest.raises(ParityGateFailed, match=words):
+        check_parity([graph(precision, parity=parity)], Gates(int8_min_token_agreement=0.5))
+
+
+def test_graphs_at_their_limit_and_graphs_that_cannot_run_here_pass() -> None:
+    good = [
+        graph("fp32", parity=cosine(0.9999, 1.0)),
+        graph("fp32", parity=agreement(1.0)),
+        graph("int8", parity=cosine(0.1, 0.97)),
+        graph("fp16"),
+    ]
+    check_parity(good, Gates())
+
+
+def test_a_slower_quantized_graph_fails_unless_its_role_is_accepted() -> None:
+    slower = graph(speedup=0.8)
+    with pytest.raises(SpeedGateFailed, match=r"onnx-int8 text_encoder: expected at least 1 times .* found 0.80 times"):
+        check_speed([graph("fp32"), slower], Gates(accept_slower=("image_encoder",)))
+    fp32, accepted = check_speed([graph("fp32"), slower], Gates(accept_slower=("text_encoder",)))
+    assert fp32 == graph("fp32")
+    assert not accepted.preferred
+    assert accepted.notes[0] == "First."
+    assert accepted.notes[1].startswith("Runs at 0.80 times the speed of its fp32 twin")
+
+
+def test_a_slower_graph_without_a_twin_in_the_bundle_stays_the_default() -> None:
+    (accepted,) = check_speed([graph(speedup=0.8)], Gates(accept_slower=("text_encoder",)))
+    assert accepted.preferred
+    assert len(accepted.notes) == 2
+
+
+def test_a_faster_graph_passes_untouched() -> None:
+    records = [graph("fp32"), graph(speedup=1.4), graph("fp16")]
+    assert check_speed(records, Gates(min_speedup=1.3)) == records
+    with pytest.raises(SpeedGateFailed, match=r"at least 1.5 times"):
+        check_speed(records, Gates(min_speedup=1.5))
+
+
+def test_real_figures_meet_the_same_gate(bundle: Bundle) -> None:
+    records = [msgspec.structs.replace(g, notes=(), preferred=True) for g in bundle.manifest.graphs]
+    with pytest.raises(SpeedGateFailed, match="measured in turns on this machine"):
+        check_speed(records, Gates(min_speedup=1e6))
+
+
+def test_a_lost_metric_fails_only_where_a_limit_is_set_and_both_sides_have_it() -> None:
+    quality = [
+        Quality(subject=subject, metric=metric, value=value, samples=9)
+        for subject, metric, value in (
+            ("student", "r1_i2t", 0.50),
+            ("onnx-int8", "r1_i2t", 0.48),
+            ("student", "cider", 1.0),
+            ("onnx-int8", "cider", 0.2),
+            ("onnx-int8", "bleu4", 0.0),
+        )
+    ]
+    check_quality(quality, Gates(), variants=["onnx-int8"])
+    check_quality(quality, Gates(max_metric_loss={"r1_i2t": 0.021, "bleu4": 0.0}), variants=["onnx-int8"])
+    check_quality(quality, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-fp32"])
+    with pytest.raises(ParityGateFailed, match=r"onnx-int8 cider: expected at most 0.1 below the student's 1.0000"):
+        check_quality(quality, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-int8"])
+
+
+def test_a_damaged_graph_fails_the_parity_gate(
+    bundle: Bundle, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    fp32 = {g.role: g for g in bundle.manifest.graphs if g.precision == "fp32"}
+    root = tmp_path_factory.mktemp("damaged")
+    for record in fp32.values():
+        (root / record.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / record.path).write_bytes(bundle.path(record).read_bytes())
+    sound = measure_parity(open_engine("onnxruntime", Bundle(root, bundle.manifest), fp32), reference, bundle.manifest)
+    check_parity([msgspec.structs.replace(g, parity=sound[g.role]) for g in fp32.values()], Gates())
+
+    path = root / fp32["text_encoder"].path
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+    onnx.save(model, path)
+    damaged = measure_parity(
+        open_engine("onnxruntime", Bundle(root, bundle.manifest), fp32), reference, bundle.manifest
+    )
+    assert damaged["image_encoder"] == sound["image_encoder"]
+    with pytest.raises(ParityGateFailed, match="onnx-fp32 text_encoder"):
+        check_parity([msgspec.structs.replace(g, parity=damaged[g.role]) for g in fp32.values()], Gates())

@@ -1,0 +1,87 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from pocketlens.core.bundle import Bundle, write_bundle
+from pocketlens.core.errors import BundleSchemaError, BundleTampered
+from pocketlens.export import verify_bundle
+
+
+def resealed(bundle: Bundle, root: Path, **changes: object) -> Path:
+    """Write a copy of `bundle` whose sums fit whatever was done to it."""
+    manifest = msgspec.structs.replace(bundle.manifest, **changes)  # type: ignore[arg-type]
+    return write_bundle(root.with_name("sealed"), manifest, root).root
+
+
+def test_a_sound_bundle_passes_every_check(bundle: Bundle) -> None:
+    report = verify_bundle(bundle.root)
+    assert report.passed
+    assert report.skipped == ()
+    assert [(c.stage, c.subject) for c in report.checks] == [
+        ("pixels", "preprocess"),
+        *((stage, f"onnx-{p}") for p in ("fp32", "int8") for stage in ("embedding", "text_embedding", "captions")),
+    ]
+    assert all(check.figure == 1 for check in report.checks if check.stage in ("pixels",))
+
+
+def test_verifying_works_without_torch(bundle: Bundle) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; "
+        "from pocketlens.export import verify_bundle; print(verify_bundle(Path(sys.argv[1])).passed)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundle.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_one_flipped_bit_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    path = root / "golden" / "pixels.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleTampered, match=r"pixels\.npy"):
+        verify_bundle(root)
+
+
+def test_other_pixels_are_named_as_such(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    squashed = msgspec.structs.replace(bundle.manifest.preprocess, fit="squash")
+    report = verify_bundle(resealed(bundle, root, preprocess=squashed))
+    assert [c.stage for c in report.checks if not c.passed] == ["pixels"]
+
+
+def test_a_wrong_graph_is_named_as_such(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    path = root / "golden" / "text_embeddings.npy"
+    np.save(path, np.load(path)[::-1])
+    report = verify_bundle(resealed(bundle, root))
+    assert not report.passed
+    assert {c.stage for c in report.checks if not c.passed} == {"text_embedding"}
+
+
+def test_golden_files_of_another_form_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    (root / "golden" / "golden.json").write_text('{"pictures": 3}')
+    with pytest.raises(BundleSchemaError, match="golden"):
+        verify_bundle(resealed(bundle, root))
+
+
+def test_variants_of_other_machines_are_skipped_by_name(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    foreign = tuple(
+        msgspec.structs.replace(g, engine="coreml", target="coreml") if g.precision == "int8" else g
+        for g in bundle.manifest.graphs
+    )
+    report = verify_bundle(resealed(bundle, root, graphs=foreign))
+    assert report.skipped == ("coreml-int8",)
+    assert report.passed
