@@ -4,9 +4,10 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import typer
@@ -25,6 +26,7 @@ from pocketlens.core.errors import DataError, PictureError, PocketlensError, Sto
 
 __all__ = [
     "STDERR",
+    "Reporter",
     "described",
     "drop_stdout",
     "flush",
@@ -167,6 +169,14 @@ def typed(error: PocketlensError | OSError, what: str | None = None) -> Pocketle
     )
 
 
+class Reporter(Protocol):
+    """Told how far a step is: its name, what is done, what there is to do, and a note such as the loss."""
+
+    def __call__(self, step: str, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+        ...
+
+
 class _Bars:
     """Progress bars that appear when their step first reports."""
 
@@ -182,9 +192,35 @@ class _Bars:
         self._bars.update(self._tasks[step], completed=done, total=total, note=note)
 
 
+class _Lines:
+    """The same for a log file: a line when a step is a good while further, and one when it is done."""
+
+    EVERY_S = 15.0
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+        self._said = 0.0
+
+    def __call__(self, step: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        began = self._began.setdefault(step, now)
+        if done < total and now - self._said < self.EVERY_S:
+            return
+        self._said = now
+        left = (now - began) * (total - done) / done if done else 0.0
+        eta = f", about {left:.0f} s left" if 0 < done < total else ""
+        say(f"{step} {done}/{total}, {now - began:.0f} s{eta}{', ' if note else ''}{note}")
+
+
 @contextmanager
-def progress() -> Iterator[_Bars]:
-    """Give a callable `(step, done, total, note="")` that draws bars with counts, time and ETA on stderr."""
+def progress() -> "Iterator[Reporter]":
+    """Give a callable `(step, done, total, note="")` that shows counts, time and ETA on stderr.
+
+    Bars on a terminal, a line now and then elsewhere.
+    """
+    if not STDERR.is_terminal:
+        yield _Lines()
+        return
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
