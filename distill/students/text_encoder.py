@@ -29,7 +29,10 @@ class TextEncoder(nn.Module):
         """
         real = (ids != _PAD_ID).to(torch.float32)  # (B, T)
         mask = ((1.0 - real) * MASKED)[:, None, None, :]  # (B, 1, 1, T)
-        x = self.tokens(ids) + self.positions[:, : ids.shape[1]]
+        count = ids.shape[1]
+        # no slice of the whole: coremltools does not know the `alias` that it is exported as
+        positions = self.positions if count == self.positions.shape[1] else self.positions[:, :count]
+        x = self.tokens(ids) + positions
         for block in self.blocks:
             x = block(x, mask)
         weights = real[:, :, None]
