@@ -63,7 +63,7 @@ def _checked_speed(graph: GraphRecord, gates: Gates, *, twin: bool) -> GraphReco
     speedup = graph.speedup_vs_fp32
     if speedup is None or speedup >= gates.min_speedup:
         return graph
-    if graph.role not in gates.accept_slower:
+    if not {graph.role, f"{graph.target}-{graph.precision}/{graph.role}"} & set(gates.accept_slower):
         raise SpeedGateFailed(
             f"{graph.target}-{graph.precision} {graph.role}",
             expected=f"at least {gates.min_speedup:g} times the speed of its fp32 twin (min_speedup)",

@@ -5,7 +5,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from pocketlens.core.bundle import Role
+from pocketlens.core.bundle import ROLES
 from pocketlens.core.errors import RecipeError
 
 __all__ = ["VARIANTS", "ExportRecipe", "Gates", "Variant", "load_recipe", "split_variant"]
@@ -28,7 +28,8 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         max_metric_loss: by metric name (`r1_i2t`, `cider`, ...), how much lower than the student's a
             quantized variant's `Quality.value` may be. Only metrics that were evaluated are looked at.
         min_speedup: an int8 graph must be at least this many times as fast as its fp32 twin ...
-        accept_slower: ... unless its role is listed here.
+        accept_slower: ... unless its role (`text_encoder`) is listed here, or its role in one variant
+            (`executorch-int8/image_encoder`).
     """
 
     fp32_min_cosine: float = 0.9999
@@ -37,7 +38,13 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     int8_min_token_agreement: float = 0.0
     max_metric_loss: dict[str, float] = {}
     min_speedup: float = 1.0
-    accept_slower: tuple[Role, ...] = ()
+    accept_slower: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = {*ROLES, *(f"{variant}/{role}" for variant in VARIANTS for role in ROLES)}
+        for name in self.accept_slower:
+            if name not in known:
+                raise ValueError(f"accept_slower: expected a role or variant/role, found {name!r}")
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -157,7 +157,7 @@ def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> 
             _Reader(feeds),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_OPERATORS[graph.role]),
-            nodes_to_exclude=_constant_additions(source),
+            nodes_to_exclude=_kept_in_float(source),
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -169,11 +169,20 @@ def _quantize(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> 
         _feed_pixels_unconverted(path)
 
 
-def _constant_additions(path: Path) -> list[str]:
-    """Return the names of additions of a constant: biases of the heads, epsilons, positions."""
+def _kept_in_float(path: Path) -> list[str]:
+    """Return the names of the nodes that quantization must leave alone.
+
+    They are additions of a constant (biases of the heads, epsilons, positions) and the product that
+    gives the logits: with it in int8 41 % of greedy captions keep the eager student's ids, with it in
+    float 76 % (a trained `nano`); that costs 3 bytes for each of `width * vocabulary` weights.
+    """
     graph = onnx.load(path).graph
     constants = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "Add" and any(name in constants for name in node.input)]
+    return [
+        node.name
+        for node in graph.node
+        if "logits" in node.output or (node.op_type == "Add" and any(name in constants for name in node.input))
+    ]
 
 
 class _Reader:

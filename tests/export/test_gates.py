@@ -71,6 +71,14 @@ def test_a_slower_quantized_graph_fails_unless_its_role_is_accepted() -> None:
     assert accepted.notes[1].startswith("Runs at 0.80 times the speed of its fp32 twin")
 
 
+def test_a_role_may_be_accepted_in_one_variant_only() -> None:
+    slower = graph(speedup=0.8)
+    with pytest.raises(SpeedGateFailed):
+        check_speed([slower], Gates(accept_slower=("executorch-int8/text_encoder",)))
+    (accepted,) = check_speed([slower], Gates(accept_slower=("onnx-int8/text_encoder",)))
+    assert len(accepted.notes) == 2
+
+
 def test_a_slower_graph_without_a_twin_in_the_bundle_stays_the_default() -> None:
     (accepted,) = check_speed([graph(speedup=0.8)], Gates(accept_slower=("text_encoder",)))
     assert accepted.preferred
