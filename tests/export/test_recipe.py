@@ -10,7 +10,8 @@ from pocketlens.export.recipe import split_variant
 def test_a_recipe_is_read_from_toml(tmp_path: Path) -> None:
     path = tmp_path / "export.toml"
     path.write_text(
-        'variants = ["onnx-int8"]\nseed = 3\n[gates]\naccept_slower = ["caption_decode", "onnx-int8/text_encoder"]\nmin_speedup = 1.1\n'
+        'variants = ["onnx-int8"]\nseed = 3\n'
+        '[gates]\naccept_slower = ["caption_decode", "onnx-int8/text_encoder"]\nmin_speedup = 1.1\n'
     )
     recipe = load_recipe(path)
     assert recipe.variants == ("onnx-int8",)
