@@ -208,8 +208,7 @@ class _Lines:
             return
         self._said = now
         left = (now - began) * (total - done) / done if done else 0.0
-        eta = f", about {left:.0f} s left" if 0 < done < total else ""
-        say(f"{step} {done}/{total}, {now - began:.0f} s{eta}{', ' if note else ''}{note}")
+        say(f"{step} {done}/{total} after {now - began:.0f} s, ETA {left:.0f} s {note}".rstrip())
 
 
 @contextmanager

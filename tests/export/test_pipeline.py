@@ -52,7 +52,7 @@ def test_every_graph_is_recorded_with_what_was_measured(bundle: Bundle) -> None:
 def test_quantized_graphs_are_smaller_and_marked_when_slower(bundle: Bundle) -> None:
     for role in ROLES:
         fp32, int8 = (bundle.graph(role, target="onnx", precision=p) for p in ("fp32", "int8"))
-        assert int8.bytes < 0.6 * fp32.bytes
+        assert int8.bytes < 0.75 * fp32.bytes
         assert fp32.speedup_vs_fp32 is None
         assert fp32.latency is not None
         assert int8.latency is not None

@@ -52,6 +52,14 @@ def test_quantized_weights_cannot_saturate_16_bit_sums(bundle: Bundle) -> None:
     assert max(int(np.abs(w.astype(int)).max()) for w in quantized) <= 64
 
 
+def test_logits_are_computed_in_float(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.path(bundle.graph("caption_decode", target="onnx", precision="int8"))).graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    (last,) = (node for node in graph.node if "logits" in node.output)
+    assert {types[name] for name in last.input if name in types} == {onnx.TensorProto.FLOAT}
+    assert onnx.TensorProto.INT8 in types.values()
+
+
 def test_pixels_enter_the_first_quantized_convolution_as_they_are(bundle: Bundle) -> None:
     graph = onnx.load(bundle.path(bundle.graph("image_encoder", target="onnx", precision="int8"))).graph
     assert [node.op_type for node in graph.node if "pixels" in node.input] == ["Transpose"]
