@@ -12,6 +12,7 @@ from pocketlens.export.graphs import Graph
 from pocketlens.export.latency import THREADS, measure_in_turns
 from pocketlens.export.lowering import graph_path
 from pocketlens.export.parity import measure_parity
+from pocketlens.export.quiet import quiet
 from pocketlens.export.recipe import split_variant
 from pocketlens.export.reference import Feed, Reference
 from pocketlens.export.targets import open_target
@@ -105,7 +106,8 @@ def measured(
 
 def _open(records: list[GraphRecord], root: Path, manifest: Manifest) -> Engine:
     chosen = {record.role: record for record in records}
-    return open_engine(cast("EngineName", records[0].engine), Bundle(root, manifest), chosen, threads=THREADS)
+    with quiet():  # an engine's own packages warn while they are imported
+        return open_engine(cast("EngineName", records[0].engine), Bundle(root, manifest), chosen, threads=THREADS)
 
 
 def _explained(record: GraphRecord) -> GraphRecord:
