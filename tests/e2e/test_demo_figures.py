@@ -66,7 +66,9 @@ def evaluations() -> dict[str, Evaluation]:
     }
 
 
-def _summary(manifest: Manifest, evaluations: dict[str, Evaluation], mode: str = "demo") -> dict[str, object]:
+def _summary(
+    manifest: Manifest, evaluations: dict[str, Evaluation], mode: str = "demo", *, resumed: bool = False
+) -> dict[str, object]:
     return summarise(
         evaluations,
         manifest,
@@ -75,6 +77,7 @@ def _summary(manifest: Manifest, evaluations: dict[str, Evaluation], mode: str =
         student_params=2_000_000,
         bundle_bytes_onnx_int8=3_000_000,
         seconds={"train": 200.0, "export": 90.5},
+        resumed=resumed,
     )
 
 
@@ -147,3 +150,10 @@ def test_a_stage_that_fails_is_timed_too() -> None:
         pass
     assert list(watch.seconds) == ["export", "train"]
     assert watch.total_s >= 0
+
+
+def test_a_resumed_run_does_not_claim_its_time(manifest: Manifest, evaluations: dict[str, Evaluation]) -> None:
+    whole = {goal.name: goal.passed for goal in goals(_summary(manifest, evaluations))}
+    resumed = {goal.name: goal.passed for goal in goals(_summary(manifest, evaluations, resumed=True))}
+    assert whole["Time of this run, seconds"]
+    assert resumed["Time of this run"] is False

@@ -16,7 +16,9 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Minutes less, and a student that has hardly learned.")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="About an hour on two CPU cores.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="A longer training: meant for about an hour on two CPU cores.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Go the whole way on drawn scenes: teachers, student, bundle, captions, search, report.html."""

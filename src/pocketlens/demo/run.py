@@ -84,6 +84,7 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
     """
     watch, work = Stopwatch(), Workspace(out / "work")
     recipe, export_recipe = _recipes(mode)
+    resumed = work.data.exists()  # then the stages below are cut short, and their sum is no figure
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with watch.stage("render"):
@@ -119,6 +120,7 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
         student_params=student.parameter_count(),
         bundle_bytes_onnx_int8=_bytes_with_only(bundle, "onnx", "int8"),
         seconds=watch.seconds,
+        resumed=resumed,
     )
     write_summary(out / "summary.json", summary)
     checks = goals(summary)

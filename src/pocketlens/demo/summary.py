@@ -23,6 +23,7 @@ def summarise(
     student_params: int,
     bundle_bytes_onnx_int8: int,
     seconds: Mapping[str, float],
+    resumed: bool,
 ) -> Summary:
     """Return the run's figures under flat keys.
 
@@ -34,10 +35,12 @@ def summarise(
         student_params: weights of the student.
         bundle_bytes_onnx_int8: bytes of a bundle with the int8 ONNX graphs alone.
         seconds: wall time by stage.
+        resumed: whether the run went on from an earlier one, so that `seconds` is not all that it took.
     """
     summary: Summary = {
         "mode": mode,
         "seed": seed,
+        "resumed": resumed,
         "test_pictures": len(evaluations["student"].sample_ids),
         "student_params": student_params,
         "bundle_bytes_onnx_int8": bundle_bytes_onnx_int8,
