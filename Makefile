@@ -41,7 +41,7 @@ format: $(STAMP)
 
 wheel: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python -m build --outdir dist  # the wheel is made from the sdist, as an index or a distribution would
 
 # The built wheel, alone, in an environment without torch, on the bundle that the quick demo made.
 test-wheel: wheel demo-quick

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill import augment
+from pocketlens.distill.concepts import find_concepts
 from pocketlens.distill.reinforce import Reinforced
 from pocketlens.distill.scenes import Sample
 
@@ -17,12 +18,26 @@ __all__ = ["Batch", "TrainingSet"]
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """One step's rows. `pixels (B, H, W, 3)` uint8, `ids (B, T)` int32, teacher vectors float32 `(B, D)`."""
+    """One step's rows.
+
+    Attributes:
+        pixels: `(B, H, W, 3)` uint8.
+        ids: `(B, T)` int32, one caption each.
+        teacher_images, teacher_texts: `(B, D)` float32.
+        concepts: `(B, K)` bool, see `pocketlens.distill.concepts`.
+    """
 
     pixels: Tensor
     ids: Tensor
     teacher_images: Tensor
     teacher_texts: Tensor
+    concepts: Tensor
+
+    def split(self, count: int) -> "list[Batch]":
+        """Return the rows in `count` parts of nearly the same size, in order; fewer if a part would have one row."""
+        count = max(1, min(count, len(self.ids) // 2))
+        fields = [torch.tensor_split(getattr(self, name), count) for name in self.__struct_fields__]
+        return [Batch(*part) for part in zip(*fields, strict=True)]
 
 
 class TrainingSet:
@@ -35,6 +50,9 @@ class TrainingSet:
         tokenizer: the student's.
         teacher_caption_share: probability that a step reads the teacher's caption instead of a human one.
         seed: decides the order, the view and the caption of each step.
+
+    Attributes:
+        concepts: the words that the captions of each picture, human and the teacher's, agree on.
     """
 
     def __init__(
@@ -51,12 +69,10 @@ class TrainingSet:
         self._reinforced = reinforced
         self._share = teacher_caption_share
         self._seed = seed
-        texts = [
-            text
-            for sample, written in zip(samples, reinforced.captions, strict=True)
-            for text in (*sample.captions, written)
-        ]
+        captions = [(*sample.captions, written) for sample, written in zip(samples, reinforced.captions, strict=True)]
+        texts = [text for of_picture in captions for text in of_picture]
         self._ids = tokenizer.encode_batch(texts).reshape(len(samples), -1, tokenizer.text_length)
+        self.concepts = find_concepts(captions)
 
     def batch(self, step: int, size: int) -> Batch:
         """Return the rows of `step`; the same `(seed, step, size)` always gives the same batch."""
@@ -71,6 +87,7 @@ class TrainingSet:
             torch.from_numpy(self._ids[rows, texts]),
             torch.from_numpy(self._reinforced.images[rows, views].astype(np.float32)),
             torch.from_numpy(self._reinforced.texts[rows, texts].astype(np.float32)),
+            torch.from_numpy(self.concepts.labels[rows]),
         )
 
     def _rows(self, step: int, size: int) -> NDArray[np.int64]:

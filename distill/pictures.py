@@ -1,6 +1,7 @@
 """Pictures on disk as one array of preprocessed pixels, decoded once and mapped from then on."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -42,7 +43,7 @@ def load_pixels(
     if not target.exists():
         with storage_errors(target):
             cache.mkdir(parents=True, exist_ok=True)
-            partial_file = target.with_suffix(".partial")
+            partial_file = target.with_suffix(f".{os.getpid()}.partial")  # two processes may want the same set
             shape = (len(paths), spec.height_px, spec.width_px, 3)
             out = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=shape)
             done = 0

@@ -72,6 +72,8 @@ class LossWeights(_Table, frozen=True, kw_only=True):
             pictures and texts (CLIP-KD, Yang et al. 2024, section 3.3).
         caption: cross-entropy of the human captions.
         sequence: cross-entropy of the teacher's caption (sequence-level KD, Kim & Rush 2016).
+        concepts: cross-entropy of the words that a picture's captions agree on, predicted by a head of its own
+            from the pooled features (after Fang et al. 2015; see `pocketlens.distill.concepts`).
     """
 
     contrastive: Weight = 1.0
@@ -79,6 +81,7 @@ class LossWeights(_Table, frozen=True, kw_only=True):
     feature: Weight = 1.0
     caption: Weight = 1.0
     sequence: Weight = 1.0
+    concepts: Weight = 0.0
 
 
 class TrainRecipe(_Table, frozen=True, kw_only=True):

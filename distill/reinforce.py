@@ -89,10 +89,12 @@ def reinforce(
         digest = base.copy()
         digest.update(msgspec.json.encode(samples[rows]))
         digest.update(embedder_pixels[rows].tobytes())
+        params = np.stack(
+            [[augment.parameters(seed, i, v) for v in range(views)] for i in range(rows.start, rows.stop)]
+        )
+        digest.update(params.tobytes())
         path = folder / f"shard-{number:05d}-{digest.hexdigest()[:16]}.safetensors"
         if not path.exists():
-            indices = range(rows.start, rows.stop)
-            params = np.stack([[augment.parameters(seed, i, v) for v in range(views)] for i in indices])
             tensors, captions = _ask(
                 samples[rows], embedder, captioner, embedder_pixels[rows], captioner_pixels[rows], params
             )

@@ -5,6 +5,7 @@ started again ends with the same weights, bit for bit on the same machine and th
 """
 
 import csv
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pocketlens.core.errors import TrainingError, storage_errors
 from pocketlens.core.tokenizer import Tokenizer
-from pocketlens.distill import losses
 from pocketlens.distill.batches import Batch, TrainingSet
 from pocketlens.distill.checkpoint import load_state, only_run, save_state
+from pocketlens.distill.objective import Look, Objective
 from pocketlens.distill.recipe import Recipe, write_recipe
+from pocketlens.distill.replicas import Replicas
 from pocketlens.distill.schedule import warmup_cosine
 from pocketlens.distill.students.student import Student, save_student
 
@@ -38,21 +40,13 @@ class Progress(msgspec.Struct, frozen=True):
     images_per_s: float
 
 
-class _Model(nn.Module):
-    """The student and the projection that only training needs."""
-
-    def __init__(self, student: Student, teacher_dim: int) -> None:
-        super().__init__()
-        self.student = student
-        self.projection = nn.Linear(student.config.embed_dim, teacher_dim, bias=False)
-
-
 class _Run(NamedTuple):
     """All that a run holds while it goes on."""
 
     recipe: Recipe
     folder: Path
-    model: _Model
+    model: Objective
+    replicas: Replicas[Objective]
     average: AveragedModel
     optimizer: torch.optim.Optimizer
 
@@ -85,15 +79,16 @@ def train(
         StorageFull: the disk is full; the last good checkpoint is kept.
     """
     with only_run(run):
-        torch.set_num_threads(recipe.threads)
         torch.manual_seed(recipe.seed)
-        model = _Model(Student(recipe.student_config(tokenizer.vocab_size)), teacher_dim)
+        student = Student(recipe.student_config(tokenizer.vocab_size))
+        weights = torch.from_numpy(data.concepts.weights)
+        model = Objective(student, teacher_dim=teacher_dim, concepts=weights)
         model.to(memory_format=torch.channels_last)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
-        state = _Run(recipe, run, model, average, _optimizer(model, recipe))
-        _loop(state, data, tokenizer.pad_id, _resume(state), progress)
-        averaged = cast("_Model", average.module)
-        student = averaged.student
+        with Replicas(model, recipe.threads) as replicas:
+            state = _Run(recipe, run, model, replicas, average, _optimizer(model, recipe))
+            _loop(state, data, tokenizer.pad_id, _resume(state), progress)
+        student = cast("Objective", average.module).student
         save_student(run, student.eval())
         return student
 
@@ -102,15 +97,13 @@ def _loop(run: _Run, data: TrainingSet, pad_id: int, start: int, progress: Calla
     settings, began, smooth = run.recipe.train, time.monotonic(), 0.0
     run.model.train()
     rows: list[dict[str, float]] = []
+    run.replicas.spread()
     for step in range(start, settings.steps):
-        terms = _losses(run.recipe, run.model, data.batch(step, settings.batch), pad_id)
-        total = sum(terms.values(), torch.zeros(()))
-        if not torch.isfinite(total):
-            raise _not_finite(step, terms, run.folder)
-        _update(run, step, total)
-        value = total.item()
-        smooth = value if step == start else 0.95 * smooth + 0.05 * value
-        rows.append({"step": step, "loss": value, **{name: term.item() for name, term in terms.items()}})
+        terms = _backward(run, step, data.batch(step, settings.batch), pad_id)
+        total = sum(terms.values())
+        _update(run, step)
+        smooth = total if step == start else 0.95 * smooth + 0.05 * total
+        rows.append({"step": step, "loss": total, **terms})
         if progress is not None:
             rate = (step + 1 - start) * settings.batch / (time.monotonic() - began)
             progress(Progress(step + 1, settings.steps, smooth, rate))
@@ -119,7 +112,42 @@ def _loop(run: _Run, data: TrainingSet, pad_id: int, start: int, progress: Calla
             rows = []
 
 
-def _update(run: _Run, step: int, total: Tensor) -> None:
+def _backward(run: _Run, step: int, batch: Batch, pad_id: int) -> dict[str, float]:
+    """Leave the gradients of the batch in the model and return the weighted terms by name."""
+    settings, replicas = run.recipe.train, run.replicas
+    run.optimizer.zero_grad(set_to_none=True)
+    looks = replicas.map(lambda model, part: model.look(part, batch, settings, pad_id), batch.split(len(replicas)))
+    # The copies' graphs end at the embeddings; what all pictures say about each other goes on from leaves.
+    leaves = [
+        [vectors.detach().requires_grad_(vectors.requires_grad) for vectors in (look.images, look.texts)]
+        for look in looks
+    ]
+    images, texts = (torch.cat(vectors) for vectors in zip(*leaves, strict=True))
+    shared = run.model.compare(images, texts, batch, settings)
+    terms = {name: sum(look.terms[name].item() for look in looks) for name in looks[0].terms}
+    terms |= {name: term.item() for name, term in shared.items()}
+    if not all(map(math.isfinite, terms.values())):
+        raise _not_finite(step, terms, run.folder)
+    if shared:
+        torch.stack(list(shared.values())).sum().backward()
+    replicas.map(_backward_part, list(zip(looks, leaves, strict=True)))
+    replicas.gather_gradients()
+    return terms
+
+
+def _backward_part(_: Objective, part: tuple[Look, list[Tensor]]) -> None:
+    """Go back through one copy's graph: from its own terms, and from its embeddings' gradients."""
+    look, leaves = part
+    ends = [
+        (vectors, leaf.grad)
+        for vectors, leaf in zip((look.images, look.texts), leaves, strict=True)
+        if leaf.grad is not None
+    ]
+    ends += [(term, torch.ones(())) for term in look.terms.values()]
+    torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
+
+
+def _update(run: _Run, step: int) -> None:
     settings = run.recipe.train
     for group in run.optimizer.param_groups:
         group["lr"] = warmup_cosine(
@@ -129,48 +157,12 @@ def _update(run: _Run, step: int, total: Tensor) -> None:
             peak=settings.learning_rate,
             floor=settings.learning_rate / 100,
         )
-    run.optimizer.zero_grad(set_to_none=True)
-    total.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm)
     run.optimizer.step()
     with torch.no_grad():
         run.model.student.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
     run.average.update_parameters(run.model)
-
-
-def _losses(recipe: Recipe, model: _Model, batch: Batch, pad_id: int) -> dict[str, Tensor]:
-    """Return the weighted terms of one batch by name; a term of weight 0 is left out."""
-    weights, student = recipe.train.losses, model.student
-    longest = int((batch.ids != pad_id).sum(dim=1).max())
-    ids = batch.ids[:, :longest]  # padding changes no answer and costs time
-    images, visual = student.image_encoder(batch.pixels)
-    texts = student.text_encoder(ids)
-    scale = student.logit_scale.exp()
-    terms: dict[str, Tensor] = {}
-    if weights.contrastive:
-        terms["contrastive"] = weights.contrastive * losses.contrastive(images, texts, scale)
-    if weights.affinity:
-        terms["affinity"] = weights.affinity * losses.affinity(
-            images,
-            texts,
-            scale,
-            batch.teacher_images,
-            batch.teacher_texts,
-            temperature=recipe.train.teacher_temperature,
-        )
-    if weights.feature:
-        distance = losses.feature(model.projection(images), batch.teacher_images) + losses.feature(
-            model.projection(texts), batch.teacher_texts
-        )
-        terms["feature"] = weights.feature * distance
-    # One caption a picture and step, human or the teacher's, drawn in proportion to the two weights: in
-    # expectation the weighted sum of both losses, at the price of one pass through the decoder.
-    if weights.caption + weights.sequence:
-        ids = ids[:, : student.config.caption_tokens + 1]
-        logits = student.caption_decoder(visual, ids[:, :-1])
-        loss = losses.caption_cross_entropy(logits, ids[:, 1:], pad_id=pad_id)
-        terms["caption"] = (weights.caption + weights.sequence) * loss
-    return terms
+    run.replicas.spread()
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -180,7 +172,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": recipe.train.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.train.learning_rate, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=recipe.train.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _resume(run: _Run) -> int:
@@ -222,8 +214,8 @@ def _checkpoint(run: _Run, step: int, rows: list[dict[str, float]]) -> None:
             writer.writerows(rows)
 
 
-def _not_finite(step: int, terms: dict[str, Tensor], run: Path) -> TrainingError:
-    found = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+def _not_finite(step: int, terms: dict[str, float], run: Path) -> TrainingError:
+    found = ", ".join(f"{name} {term:.4g}" for name, term in terms.items())
     return TrainingError(
         f"loss at step {step}",
         expected="finite terms",

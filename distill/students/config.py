@@ -14,9 +14,12 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         backbone: name of a timm model that supports `features_only`.
         output_stride: stride of the last feature map where the backbone lets one choose it;
             `None` leaves the backbone as it is.
+        feature_map: which of the backbone's feature maps is used, counted from the end: -1 is the last, -2 the one
+            of half its stride; what lies behind it is cut off.
         image_px: side of the square input, pixels.
         mean, std: per-channel normalisation of pixels scaled to [0, 1]; it lives in the graph.
-        visual_grid: the feature map is average-pooled to at most this many tokens a side.
+        visual_grid: at most this many visual tokens a side. A token is made of a square of the feature map where
+            the side is a multiple of it; otherwise the map is average-pooled.
         embed_dim: D, width of the shared embedding.
         width: E, width of text tower and caption decoder.
         heads: attention heads; `width` is a multiple of it.
@@ -28,6 +31,7 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     backbone: str
     output_stride: int | None = None
+    feature_map: int = -1
     image_px: int = 96
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
@@ -44,7 +48,9 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 PRESETS: Final[dict[str, StudentConfig]] = {
     "nano": StudentConfig(
-        backbone="mobilenetv4_conv_small_050",
+        backbone="mobilenetv4_conv_small",
+        feature_map=-2,
+        visual_grid=3,
         image_px=96,
         embed_dim=128,
         width=128,

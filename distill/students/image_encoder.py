@@ -4,6 +4,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from pocketlens.core.errors import RecipeError
@@ -30,37 +32,36 @@ class ImageEncoder(nn.Module):
         super().__init__()
         backbone: Any = _backbone(config)
         self.backbone: nn.Module = backbone
-        channels: int = backbone.feature_info.channels()[-1]
+        self.channels: int = backbone.feature_info.channels()[-1]
         # Folded into one multiply and one add: pixel * scale + shift.
         std = 255.0 * torch.tensor(config.std)
         self.register_buffer("scale", (1.0 / std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-255.0 * torch.tensor(config.mean) / std).view(1, 3, 1, 1), persistent=False)
-        self.projection = nn.Linear(channels, config.embed_dim)
-        self.adapter = nn.Linear(channels, config.width)
-        self.adapter_norm = RMSNorm(config.width)
         self.eval()  # the probe must not count as training: it would move the batch norms' averages
         with torch.no_grad():
-            side = self._feature_map(torch.zeros(1, config.image_px, config.image_px, 3)).shape[-1]
+            side = self.features(torch.zeros(1, config.image_px, config.image_px, 3)).shape[-1]
         self.train()
-        self.pool_side = min(side, config.visual_grid)
-        self.needs_pooling = side != self.pool_side
-        self.visual_tokens = self.pool_side**2
+        grid = min(side, config.visual_grid)
+        self.pool_side = 0 if side % grid == 0 else grid
+        merge = 1 if self.pool_side else side // grid
+        self.visual_tokens = grid**2
+        self.projection = nn.Linear(self.channels, config.embed_dim)
+        # One token sees merge x merge places: patch merging (Liu et al. 2021, Swin, section 3.1).
+        self.adapter = nn.Conv2d(self.channels, config.width, merge, stride=merge)
+        self.adapter_norm = RMSNorm(config.width)
         self.positions = nn.Parameter(torch.randn(1, self.visual_tokens, config.width) * 0.02)
 
-    def _feature_map(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the feature map `(B, C, h, w)` of `pixels (B, H, W, 3)` uint8."""
         x = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         features: Tensor = self.backbone(x)[-1]
         return features
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return the last feature map `(B, C, h, w)` of `pixels (B, H, W, 3)` uint8."""
-        return self._feature_map(pixels)
-
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding `(B, D)` and the visual tokens `(B, V, E)` of a feature map."""
         embedding = unit_norm(self.projection(features.mean(dim=(2, 3))))
-        grid = nn.functional.adaptive_avg_pool2d(features, self.pool_side) if self.needs_pooling else features
-        tokens = self.adapter(grid.flatten(2).transpose(1, 2))  # (B, V, E)
+        grid = nn.functional.adaptive_avg_pool2d(features, self.pool_side) if self.pool_side else features
+        tokens = self.adapter(grid).flatten(2).transpose(1, 2)  # (B, V, E)
         return embedding, self.adapter_norm(tokens) + self.positions
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,11 +70,11 @@ class ImageEncoder(nn.Module):
 
 
 def _backbone(config: StudentConfig) -> nn.Module:
-    options: dict[str, object] = {"features_only": True, "out_indices": (-1,), "pretrained": False}
+    options: dict[str, object] = {"features_only": True, "out_indices": (config.feature_map,), "pretrained": False}
     if config.output_stride is not None:
         options["output_stride"] = config.output_stride
     try:
-        model: nn.Module = timm.create_model(config.backbone, **options)
+        model: Any = timm.create_model(config.backbone, **options)
     except (RuntimeError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(
             f"student.backbone = {config.backbone!r}",
@@ -82,4 +83,9 @@ def _backbone(config: StudentConfig) -> nn.Module:
             found=str(error) or type(error).__name__,
             remedy="Choose another backbone (timm.list_models() lists them) or drop output_stride.",
         ) from error
-    return model
+    if isinstance(model, MobileNetV3Features | EfficientNetFeatures):
+        # These two run, and carry, the stages behind the asked for map as well.
+        last = int(model.feature_info.module_name()[-1].split(".")[1])
+        model.blocks = model.blocks[: last + 1]
+    backbone: nn.Module = model
+    return backbone

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from pocketlens.core.errors import DataError, TeacherError, TrainingError
-from pocketlens.distill import train as training
+from pocketlens.distill.objective import Look, Objective
 from pocketlens.distill.pipeline import Workspace, open_teachers, prepare_data, reinforce_data, train_student
 from pocketlens.distill.recipe import Recipe, read_recipe, write_recipe
 from pocketlens.distill.reinforce import read_reinforced
@@ -171,15 +172,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 ) -> None:
     space = Workspace(tmp_path)
     (tmp_path / "data").symlink_to(work.data)
-    true_losses, calls = training._losses, 0
+    true_look, calls = Objective.look, 0
 
-    def poisoned(*arguments: object) -> dict[str, torch.Tensor]:
+    def poisoned(self: Objective, *arguments: Any) -> Look:
         nonlocal calls
         calls += 1
-        terms = true_losses(*arguments)  # type: ignore[arg-type]
-        return {**terms, "feature": terms["feature"] * float("nan")} if calls == 4 else terms
+        look = true_look(self, *arguments)
+        terms = {**look.terms, "feature": look.terms["feature"] * float("nan")}
+        return look._replace(terms=terms) if calls == 4 else look
 
-    monkeypatch.setattr(training, "_losses", poisoned)
+    monkeypatch.setattr(Objective, "look", poisoned)
     with pytest.raises(TrainingError, match=r"step 3.*feature nan"):
         train_student(recipe, space, shards, _silent)
     assert torch.load(space.student / "checkpoint.pt", weights_only=True)["step"] == 2

@@ -1,0 +1,89 @@
+"""Copies of a model that share one step, each with its part of the batch in a thread of its own.
+
+On a CPU the operators of a small model are too short to be split over threads: two threads inside each operator
+bring a quarter more pictures a second, two copies of the model bring twice as many (benchmarks/training_threads.py).
+A thread spends nearly all of a step in operators that release the interpreter lock.
+
+The sum of the parts' gradients is taken in a fixed order, so a run is reproducible for its number of copies.
+Each copy's batch norm sees its own part of the batch, as under data-parallel training without synchronised norms.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["Replicas"]
+
+_SWITCH_S = 1e-4
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+PartT = TypeVar("PartT")
+ResultT = TypeVar("ResultT")
+
+
+class Replicas(Generic[ModelT]):
+    """The model and `count - 1` copies of it.
+
+    A context manager: the threads end with it. Inside it, torch runs each operator on one thread.
+
+    Args:
+        model: the model; the optimizer holds its parameters.
+        count: how many work at once, at least 1.
+    """
+
+    def __init__(self, model: ModelT, count: int) -> None:
+        self._models = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
+        self._weights = [list(one.parameters()) for one in self._models]
+        self._statistics = [
+            [buffer for name, buffer in one.named_buffers() if "running_" in name] for one in self._models
+        ]
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        self._before = (torch.get_num_threads(), sys.getswitchinterval())
+
+    def __enter__(self) -> Self:
+        torch.set_num_threads(1)
+        # A thread that comes back from an operator waits for the interpreter lock at most this long.
+        sys.setswitchinterval(_SWITCH_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        threads, interval = self._before
+        torch.set_num_threads(threads)
+        sys.setswitchinterval(interval)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def map(self, work: Callable[[ModelT, PartT], ResultT], parts: Sequence[PartT]) -> list[ResultT]:
+        """Return `work(copy, part)` for each part, all at once; as many parts as copies, or fewer."""
+        return list(self._pool.map(work, self._models[: len(parts)], parts))
+
+    def gather_gradients(self) -> None:
+        """Add the copies' gradients to the model's, and forget them."""
+        for others in self._weights[1:]:
+            for weight, other in zip(self._weights[0], others, strict=True):
+                if other.grad is not None:
+                    weight.grad = other.grad if weight.grad is None else weight.grad.add_(other.grad)
+                    other.grad = None
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Give every copy the model's weights, and all of them the mean of their running statistics."""
+        if len(self) == 1:
+            return
+        for buffers in zip(*self._statistics, strict=True):
+            mean = torch.stack(buffers).mean(dim=0)
+            for buffer in buffers:
+                buffer.copy_(mean)
+        for others in self._weights[1:]:
+            for other, weight in zip(others, self._weights[0], strict=True):
+                other.copy_(weight)
