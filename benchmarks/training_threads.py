@@ -20,6 +20,7 @@ from pocketlens.distill.recipe import LossWeights, TrainRecipe
 from pocketlens.distill.replicas import Replicas
 from pocketlens.distill.students.config import PRESETS
 from pocketlens.distill.students.student import Student
+from pocketlens.distill.threads import single_threads
 
 _TEACHER_DIM, _CONCEPTS, _STEPS = 128, 87, 4
 
@@ -62,7 +63,8 @@ def _way(size: int, *, threads: int, copies: int) -> Callable[[], float]:
         torch.stack(list(terms.values())).sum().backward()
 
     def run() -> float:
-        with Replicas(model, copies) as replicas:
+        with single_threads(copies) as pool:
+            replicas = Replicas(model, copies, pool)
             torch.set_num_threads(threads)
             replicas.spread()
             began = time.perf_counter()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pocketlens.core.bundle import TeacherRecord
@@ -144,7 +143,6 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
         DataError: the data set is incomplete.
         StorageFull: the disk is full; finished shards are kept.
     """
-    torch.set_num_threads(recipe.threads)
     teachers, samples = open_teachers(recipe), read_split(work.data, "train")
     return reinforce(
         samples,
@@ -157,6 +155,7 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
         views=recipe.reinforce.views,
         shard=recipe.reinforce.shard,
         seed=recipe.seed,
+        workers=recipe.threads,
         progress=lambda done, total: report("reinforce", done, total, ""),
     )
 

@@ -25,6 +25,7 @@ from pocketlens.distill import augment
 from pocketlens.distill.pictures import batches
 from pocketlens.distill.scenes import Sample
 from pocketlens.distill.teachers.teacher import CaptioningTeacher, EmbeddingTeacher
+from pocketlens.distill.threads import single_threads
 
 __all__ = ["Reinforced", "read_reinforced", "reinforce"]
 
@@ -61,6 +62,7 @@ def reinforce(
     views: int,
     shard: int,
     seed: int,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Ask the teachers about every sample and return the shards, finished ones reused.
@@ -76,6 +78,7 @@ def reinforce(
         views: R, augmentations a picture.
         shard: pictures a shard.
         seed: of the augmentations.
+        workers: shards that are made at once, each in a thread.
         progress: called with (pictures done, pictures in all).
 
     Raises:
@@ -84,8 +87,9 @@ def reinforce(
     base = hashlib.sha256(json.dumps([[tree_digest(f) for f in teacher_folders], views, seed]).encode())
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, rows in enumerate(batches(len(samples), shard)):
+    finished: list[int] = []
+
+    def make(number: int, rows: slice) -> Path:
         digest = base.copy()
         digest.update(msgspec.json.encode(samples[rows]))
         digest.update(embedder_pixels[rows].tobytes())
@@ -102,10 +106,14 @@ def reinforce(
             with storage_errors(path):
                 save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
                 partial.rename(path)
-        paths.append(path)
+        finished.append(rows.stop - rows.start)
         if progress is not None:
-            progress(rows.stop, len(samples))
-    return paths
+            progress(sum(finished), len(samples))
+        return path
+
+    # One operator of a small teacher is too short to be split over threads; shards are not.
+    with single_threads(workers) as pool:
+        return list(pool.map(make, *zip(*enumerate(batches(len(samples), shard)), strict=True)))
 
 
 def read_reinforced(paths: Sequence[Path]) -> Reinforced:

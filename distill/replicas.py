@@ -9,18 +9,14 @@ Each copy's batch norm sees its own part of the batch, as under data-parallel tr
 """
 
 import copy
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 __all__ = ["Replicas"]
-
-_SWITCH_S = 1e-4
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 PartT = TypeVar("PartT")
@@ -30,35 +26,19 @@ ResultT = TypeVar("ResultT")
 class Replicas(Generic[ModelT]):
     """The model and `count - 1` copies of it.
 
-    A context manager: the threads end with it. Inside it, torch runs each operator on one thread.
-
     Args:
         model: the model; the optimizer holds its parameters.
         count: how many work at once, at least 1.
+        pool: where they work: `pocketlens.distill.threads.single_threads`.
     """
 
-    def __init__(self, model: ModelT, count: int) -> None:
+    def __init__(self, model: ModelT, count: int, pool: Executor) -> None:
         self._models = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
         self._weights = [list(one.parameters()) for one in self._models]
         self._statistics = [
             [buffer for name, buffer in one.named_buffers() if "running_" in name] for one in self._models
         ]
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-        self._before = (torch.get_num_threads(), sys.getswitchinterval())
-
-    def __enter__(self) -> Self:
-        torch.set_num_threads(1)
-        # A thread that comes back from an operator waits for the interpreter lock at most this long.
-        sys.setswitchinterval(_SWITCH_S)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
-        threads, interval = self._before
-        torch.set_num_threads(threads)
-        sys.setswitchinterval(interval)
+        self._pool = pool
 
     def __len__(self) -> int:
         return len(self._models)

@@ -25,6 +25,7 @@ from pocketlens.distill.recipe import Recipe, write_recipe
 from pocketlens.distill.replicas import Replicas
 from pocketlens.distill.schedule import warmup_cosine
 from pocketlens.distill.students.student import Student, save_student
+from pocketlens.distill.threads import single_threads
 
 __all__ = ["Progress", "train"]
 
@@ -85,7 +86,8 @@ def train(
         model = Objective(student, teacher_dim=teacher_dim, concepts=weights)
         model.to(memory_format=torch.channels_last)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
-        with Replicas(model, recipe.threads) as replicas:
+        with single_threads(recipe.threads) as pool:
+            replicas = Replicas(model, recipe.threads, pool)
             state = _Run(recipe, run, model, replicas, average, _optimizer(model, recipe))
             _loop(state, data, tokenizer.pad_id, _resume(state), progress)
         student = cast("Objective", average.module).student

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketlens.distill.replicas import Replicas
+from pocketlens.distill.threads import single_threads
 
 
 def _model() -> nn.Sequential:
@@ -24,7 +25,8 @@ def test_the_copies_gradients_add_up_to_those_of_the_whole_batch(count: int) -> 
     rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     alone, shared = _model(), _model()
     alone(rows).square().sum().backward()
-    with Replicas(shared, count) as replicas:
+    with single_threads(count) as pool:
+        replicas = Replicas(shared, count, pool)
         replicas.map(_backward, list(rows.tensor_split(count)))
         replicas.gather_gradients()
     for expected, found in zip(alone.parameters(), shared.parameters(), strict=True):
@@ -32,7 +34,8 @@ def test_the_copies_gradients_add_up_to_those_of_the_whole_batch(count: int) -> 
 
 
 def test_gradients_are_forgotten_once_they_are_gathered() -> None:
-    with Replicas(_model(), 2) as replicas:
+    with single_threads(2) as pool:
+        replicas = Replicas(_model(), 2, pool)
         rows = list(torch.ones(4, 5).tensor_split(2))
         replicas.map(_backward, rows)
         replicas.gather_gradients()
@@ -43,7 +46,8 @@ def test_gradients_are_forgotten_once_they_are_gathered() -> None:
 
 def test_spread_gives_all_the_same_weights_and_the_mean_of_the_running_statistics() -> None:
     model = nn.BatchNorm1d(2, momentum=1.0)
-    with Replicas(model, 2) as replicas:
+    with single_threads(2) as pool:
+        replicas = Replicas(model, 2, pool)
         parts = [torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[4.0, 4.0], [6.0, 4.0]])]
         replicas.map(lambda copy, part: copy(part), parts)
         with torch.no_grad():
@@ -58,7 +62,8 @@ def test_spread_gives_all_the_same_weights_and_the_mean_of_the_running_statistic
 def test_each_copy_works_on_one_thread_and_the_setting_comes_back() -> None:
     torch.set_num_threads(2)
     try:
-        with Replicas(_model(), 2) as replicas:
+        with single_threads(2) as pool:
+            replicas = Replicas(_model(), 2, pool)
             assert replicas.map(lambda *_: torch.get_num_threads(), [0, 1]) == [1, 1]
         assert torch.get_num_threads() == 2
     finally:
@@ -66,5 +71,5 @@ def test_each_copy_works_on_one_thread_and_the_setting_comes_back() -> None:
 
 
 def test_an_error_in_a_copy_reaches_the_caller() -> None:
-    with Replicas(_model(), 2) as replicas, pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        replicas.map(_backward, [torch.ones(2, 5), torch.ones(2, 4)])
+    with single_threads(2) as pool, pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Replicas(_model(), 2, pool).map(_backward, [torch.ones(2, 5), torch.ones(2, 4)])
