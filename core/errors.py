@@ -8,7 +8,8 @@
     │   ├── BundleMissing           4   no bundle, or a file that it lists is not there
     │   ├── BundleTampered          4   a hash differs, a file is extra, a link is inside
     │   ├── BundleSchemaError       4   written by a newer pocketlens, or a field is malformed
-    │   └── BundleIncomplete        4   the bundle holds no graph that fits what was asked
+    │   ├── BundleIncomplete        4   the bundle holds no graph that fits what was asked
+    │   └── BundleCrashed           4   a graph killed the child process that tried it
     ├── RecipeError                 5   a recipe has an unknown key, a wrong type, a bad value
     ├── DataError                   6   a data set, shard or checkpoint does not fit
     ├── TeacherError                7   a teacher cannot be loaded or does not fit
@@ -36,6 +37,7 @@ from typing import Final
 
 __all__ = [
     "PICTURE_KINDS",
+    "BundleCrashed",
     "BundleError",
     "BundleIncomplete",
     "BundleMissing",
@@ -137,6 +139,10 @@ class BundleSchemaError(BundleError):
 
 class BundleIncomplete(BundleError):
     """The bundle holds no graph for the task, target or precision that was asked for."""
+
+
+class BundleCrashed(BundleError):
+    """A graph killed the child process that tried it, or went over its limits of memory and time."""
 
 
 class RecipeError(PocketlensError):

@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from pocketlens import __version__
-from pocketlens.commands import bundles, cloud, demo, distilling, offline, telemetry
+from pocketlens.commands import bundles, cloud, demo, distilling, integrity, offline, telemetry
 from pocketlens.console import drop_stdout, flush, out, say, show_error, show_misuse, typed
 from pocketlens.core.errors import PocketlensError
 
@@ -32,6 +32,10 @@ app.add_typer(distilling.app, name="distill")
 app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("inspect")(bundles.inspect)
+app.command("keygen")(integrity.keygen)
+app.command("sign")(integrity.sign)
+app.command("pack")(integrity.pack)
+app.command("install")(integrity.install)
 app.command("caption")(offline.caption)
 app.command("embed")(offline.embed)
 app.command("index")(offline.index)

@@ -2,7 +2,11 @@
 
 import errno
 import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,11 +16,6 @@ from hypothesis import strategies as st
 from pocketlens.core import bundle as bundles
 from pocketlens.core.bundle import (
     Bundle,
-    EmbeddingSpec,
-    GraphRecord,
-    Manifest,
-    TensorSpec,
-    TokenizerSpec,
     file_sha256,
     load_bundle,
     tree_digest,
@@ -30,49 +29,13 @@ from pocketlens.core.errors import (
     BundleTampered,
     StorageFull,
 )
-from pocketlens.core.preprocess import PreprocessSpec
-
-
-def _manifest(staged: Path) -> Manifest:
-    path = "graphs/onnx-fp32/image_encoder.onnx"
-    pixels = TensorSpec(name="pixels", dtype="uint8", shape=(-1, 8, 8, 3))
-    embedding = TensorSpec(name="embedding", dtype="float32", shape=(-1, 4))
-    graph = GraphRecord(
-        role="image_encoder",
-        target="onnx",
-        precision="fp32",
-        engine="onnxruntime",
-        path=path,
-        sha256=tree_digest(staged / path),
-        bytes=5,
-        inputs=(pixels,),
-        outputs=(embedding,),
-    )
-    return Manifest(
-        name="test",
-        model_version="test-1",
-        tasks=("embed",),
-        embedding=EmbeddingSpec(dim=4),
-        preprocess=PreprocessSpec(height_px=8, width_px=8),
-        tokenizer=TokenizerSpec(vocab_size=10, text_length=8, pad_id=0, bos_id=1, eos_id=2),
-        caption=None,
-        graphs=(graph,),
-        licence="Apache-2.0",
-        provenance={},
-    )
-
-
-def _stage(folder: Path) -> Path:
-    (folder / "graphs" / "onnx-fp32").mkdir(parents=True)
-    (folder / "graphs" / "onnx-fp32" / "image_encoder.onnx").write_bytes(b"graph")
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
+from pocketlens.core.seal import parse_sums
+from tests.core.small_bundle import small_bundle, small_manifest, stage
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    staged = _stage(tmp_path / "staged")
-    return write_bundle(tmp_path / "bundle", _manifest(staged), staged).root
+    return small_bundle(tmp_path / "bundle")
 
 
 def _seal(root: Path) -> None:
@@ -83,7 +46,7 @@ def _seal(root: Path) -> None:
 def test_what_was_written_is_what_is_loaded(root: Path) -> None:
     loaded = load_bundle(root)
     assert loaded.manifest.name == "test"
-    assert loaded.path(loaded.graph("image_encoder", target="onnx", precision="fp32")).read_bytes() == b"graph"
+    assert loaded.path(loaded.graph("image_encoder", target="onnx", precision="fp32")).read_bytes() == b"graph bytes"
 
 
 def test_a_graph_that_is_not_there_names_those_that_are(root: Path) -> None:
@@ -106,6 +69,157 @@ def test_one_flipped_bit_anywhere_is_refused(root: Path, data: st.DataObject) ->
     finally:
         path.write_bytes(original)
     load_bundle(root)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_file_refuses_its_flipped_bits(seed: int, root: Path) -> None:
+    numbers = random.Random(seed)
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        original = path.read_bytes()
+        bits = 8 * len(original)
+        for position in numbers.sample(range(bits), min(bits, 60)):
+            broken = bytearray(original)
+            broken[position // 8] ^= 1 << position % 8
+            path.write_bytes(broken)
+            with pytest.raises(BundleError):
+                load_bundle(root)
+        path.write_bytes(original)
+    load_bundle(root)
+
+
+def test_every_single_bit_of_the_sums_counts(root: Path) -> None:
+    """A newline is one bit away from a vertical tab, at which str.splitlines() splits as well."""
+    data = (root / "SHA256SUMS").read_bytes()
+    listed = parse_sums(data, "sums")
+    for position in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[position // 8] ^= 1 << position % 8
+        try:
+            found = parse_sums(bytes(broken), "sums")
+        except BundleTampered:
+            continue
+        assert found.keys() != listed.keys() or found != listed  # another name or digest: the folder differs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"\n",
+        lambda data: b"\n" + data,
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: data.replace(b"\n", b"\x0b", 1),
+        lambda data: data.replace(b"  ", b" *", 1),
+        lambda data: data + data,
+        lambda data: data.upper(),
+        lambda data: data + b"0" * 64 + b"  SHA256SUMS\n",
+        lambda data: data + b"0" * 64 + b"  signature\n",
+        lambda data: data + b"0" * 64 + b"  Manifest.json\n",
+        lambda data: data + b"0" * 64 + b"  tokenizer.json/a\n",
+        lambda data: data + b"0" * 64 + b"  caf\xc3\xa9\n",
+        lambda data: data + b"0" * 63 + b"g  name\n",
+        lambda _: b"",
+        lambda _: b"\n",
+        lambda _: b"\xff" * 10,
+        lambda _: bytes(5_000_000),
+    ],
+)
+def test_the_sums_have_one_spelling(change: Callable[[bytes], bytes], root: Path) -> None:
+    (root / "SHA256SUMS").write_bytes(change((root / "SHA256SUMS").read_bytes()))
+    with pytest.raises(BundleTampered):
+        load_bundle(root)
+
+
+@pytest.fixture
+def as_somebody_else() -> Iterator[Path]:
+    """A folder whose files the test cannot read when they say so: root would read them all the same."""
+    with tempfile.TemporaryDirectory() as name:
+        root = small_bundle(Path(name) / "bundle")
+        if os.geteuid() != 0:
+            yield root
+            return
+        for path in (Path(name), root, *root.rglob("*")):
+            os.chown(path, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield root
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", [".", "graphs", "SHA256SUMS", "manifest.json", "tokenizer.json"])
+def test_what_cannot_be_read_is_a_bundle_error(name: str, as_somebody_else: Path) -> None:
+    path = as_somebody_else / name
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        with pytest.raises(BundleError, match="Permission denied") as caught:
+            load_bundle(as_somebody_else)
+    finally:
+        path.chmod(mode)
+    assert type(caught.value) is BundleError
+    load_bundle(as_somebody_else)
+
+
+def test_a_read_error_is_a_bundle_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    with pytest.raises(BundleError, match="Input/output error"):
+        load_bundle(root)
+
+
+def test_a_manifest_that_changes_after_it_was_hashed_is_not_parsed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bundles.verified_sums
+
+    def then_change(folder: Path, **options: Any) -> object:
+        result = real(folder, **options)
+        (folder / "manifest.json").write_text("{}")
+        return result
+
+    monkeypatch.setattr(bundles, "verified_sums", then_change)
+    with pytest.raises(BundleTampered, match=r"manifest\.json"):
+        load_bundle(root)
+
+
+def test_a_bundle_of_the_first_schema_still_loads(root: Path) -> None:
+    manifest = msgspec.json.decode((root / "manifest.json").read_bytes())
+    del manifest["release"]
+    (root / "manifest.json").write_bytes(msgspec.json.encode({**manifest, "schema_version": 1}))
+    _seal(root)
+    assert load_bundle(root).manifest.release == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"x":' + b"[" * 100_000, b'{"schema_version":2,"name":"\xff"}', b"", b"null", b'{"schema_version":1e999}'],
+    ids=["deep", "not UTF-8", "empty", "null", "infinite"],
+)
+def test_a_manifest_of_nonsense_is_a_schema_error(data: bytes, root: Path) -> None:
+    (root / "manifest.json").write_bytes(data)
+    _seal(root)
+    with pytest.raises(BundleSchemaError):
+        load_bundle(root)
+
+
+def test_a_graph_outside_the_bundle_is_missing(root: Path) -> None:
+    (root.parent / "outside.onnx").write_bytes(b"graph")
+    manifest = msgspec.json.decode((root / "manifest.json").read_bytes())
+    for path in ("../outside.onnx", str(root.parent / "outside.onnx"), "graphs/../../outside.onnx", ""):
+        manifest["graphs"][0]["path"] = path
+        (root / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+        _seal(root)
+        with pytest.raises(BundleMissing):
+            load_bundle(root)
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(BundleError, match="other files"):
+        small_bundle(tmp_path / "home")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 
 
 def test_a_missing_file_is_named(root: Path) -> None:
@@ -139,7 +253,7 @@ def test_a_listed_path_that_leaves_the_bundle_is_refused(root: Path, path: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version up to 1"),
+        ({"schema_version": 3}, "schema_version up to 2"),
         ({"surprise": True}, "surprise"),
         ({"embedding": {"dim": "four"}}, "dim"),
     ],
@@ -171,16 +285,16 @@ def test_what_is_no_bundle_at_all_is_missing(tmp_path: Path, what: str) -> None:
 
 
 def test_a_new_bundle_replaces_the_old_one(root: Path, tmp_path: Path) -> None:
-    staged = _stage(tmp_path / "again")
-    manifest = msgspec.structs.replace(_manifest(staged), model_version="test-2")
+    staged = stage(tmp_path / "again")
+    manifest = msgspec.structs.replace(small_manifest(staged), model_version="test-2")
     assert write_bundle(root, manifest, staged).manifest.model_version == "test-2"
     assert load_bundle(root).manifest.model_version == "test-2"
     assert not staged.exists()
 
 
 def test_a_full_disk_leaves_the_old_bundle(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    staged = _stage(tmp_path / "again")
-    manifest = msgspec.structs.replace(_manifest(staged), model_version="test-2")
+    staged = stage(tmp_path / "again")
+    manifest = msgspec.structs.replace(small_manifest(staged), model_version="test-2")
 
     def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pocketlens.commands.integrity import Keys
 from pocketlens.commands.options import AsJson
 from pocketlens.console import out, out_json, progress, say
 from pocketlens.core.errors import BundleError
@@ -43,10 +44,32 @@ def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
     return 0
 
 
-def verify(bundle: BundleArgument, as_json: AsJson = False) -> int:
+def verify(
+    bundle: BundleArgument,
+    key: Keys = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Try every graph in a child process first.")
+    ] = True,
+    tensors: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensors", metavar="DIR", help="Diagnose a port: what another device made of the golden inputs."
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="With --tensors: the precision of that device's graphs.")] = "fp32",
+    as_json: AsJson = False,
+) -> int:
     """Check every byte of a bundle, then its golden files: pixels, embeddings and captions on this machine."""
+    from pocketlens.core.bundle import load_bundle
+    from pocketlens.core.signature import read_public_key
     from pocketlens.export import verify_bundle
+    from pocketlens.runtime.probe import probe_graphs
 
+    loaded = load_bundle(bundle, trusted_keys=[read_public_key(file) for file in key or ()])
+    if tensors is not None:
+        return _diagnose(bundle, tensors, precision, as_json=as_json)
+    if probe:
+        probe_graphs(loaded)
     report = verify_bundle(bundle)
     if as_json:
         out_json(report)
@@ -58,6 +81,21 @@ def verify(bundle: BundleArgument, as_json: AsJson = False) -> int:
             say(f"skipped {variant}: its engine is not on this machine")
         say(f"{report.model_version}: {'verified' if report.passed else 'NOT verified'}")
     return 0 if report.passed else BundleError.exit_code
+
+
+def _diagnose(bundle: Path, tensors: Path, precision: str, *, as_json: bool) -> int:
+    """Print which stage of a port is off; see docs/verify.md."""
+    from pocketlens.export import diagnose_tensors
+
+    diagnosis = diagnose_tensors(bundle, tensors, precision=precision)
+    if as_json:
+        out_json(diagnosis)
+    else:
+        for found in diagnosis.findings:
+            figures = f"expected {found.expected}; found {found.found}. {found.remedy}"
+            out(f"FAIL\t{found.stage}\t{found.certainty}\t{found.cause}\t{figures}")
+        say(f"{diagnosis.handed_in} answers; not reached: {', '.join(diagnosis.untested) or 'nothing'}")
+    return 0 if diagnosis.passed else BundleError.exit_code
 
 
 def export(
