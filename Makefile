@@ -24,6 +24,7 @@ demo-full: $(STAMP)
 	$(BIN)/pocketlens demo --full --out $(DEMO_OUT)-full
 
 test: $(STAMP)
+	bash tests/toolchains.sh
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)
@@ -50,6 +51,8 @@ test-wheel: wheel demo-quick
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.install_size
 	$(BIN)/python -m benchmarks.import_time
+	$(BIN)/python -m benchmarks.training_threads
+	$(BIN)/python -m benchmarks.device_kit
 
 clean:
 	rm -rf build dist $(VENV)

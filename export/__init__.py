@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from pocketlens.export.diagnosis import Diagnosis, diagnose_port, diagnose_tensors
     from pocketlens.export.pipeline import Evaluation, export_student, update_manifest
     from pocketlens.export.recipe import VARIANTS, ExportRecipe, Gates, load_recipe
     from pocketlens.export.reference import Samples
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VARIANTS",
+    "Diagnosis",
     "Evaluation",
     "ExportRecipe",
     "Gates",
     "Samples",
     "VerifyReport",
+    "diagnose_port",
+    "diagnose_tensors",
     "export_student",
     "load_recipe",
     "update_manifest",
@@ -27,11 +31,14 @@ __all__ = [
 
 _HOMES: Final = {
     "VARIANTS": "recipe",
+    "Diagnosis": "diagnosis",
     "Evaluation": "pipeline",
     "ExportRecipe": "recipe",
     "Gates": "recipe",
     "Samples": "reference",
     "VerifyReport": "verify",
+    "diagnose_port": "diagnosis",
+    "diagnose_tensors": "diagnosis",
     "export_student": "pipeline",
     "load_recipe": "recipe",
     "update_manifest": "pipeline",

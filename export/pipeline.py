@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from pocketlens.core.bundle import (
     Bundle,
@@ -33,8 +36,10 @@ from pocketlens.core.errors import storage_errors
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.students.student import Student, load_student, preprocess_spec
 from pocketlens.export.card import model_card
+from pocketlens.export.device_kit import write_device_kit
 from pocketlens.export.gates import check_parity, check_quality, check_speed
 from pocketlens.export.golden import draw_golden_pictures, write_golden
+from pocketlens.export.golden_cases import write_vectors
 from pocketlens.export.graphs import student_graphs
 from pocketlens.export.lowering import lower
 from pocketlens.export.measure import graph_records, measured
@@ -69,6 +74,7 @@ def export_student(
     teachers: Sequence[TeacherRecord] = (),
     provenance: Mapping[str, str] | None = None,
     model_version: str | None = None,
+    release: int = 0,
     evaluate: Callable[[Bundle], Evaluation] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Bundle:
@@ -85,6 +91,7 @@ def export_student(
         teachers: who the student learnt from.
         provenance: where data and weights come from; recipe, weights' hash and system are added.
         model_version: by default the first digits of the hash of the student's configuration and weights.
+        release: counts upwards with each release of the model of this name; 0 is not counted.
         evaluate: called with the finished, loadable bundle before it is published; its answer goes
             into the manifest, and the gates look at its quality figures.
         progress: see `Progress`.
@@ -111,6 +118,7 @@ def export_student(
         licence=licence,
         teachers=tuple(teachers),
         model_version=model_version or digest[:_VERSION_DIGITS],
+        release=release,
         provenance=facts,
     )
     with _staging(out) as staging:
@@ -170,12 +178,14 @@ def _manifest(
     licence: str,
     teachers: tuple[TeacherRecord, ...],
     model_version: str,
+    release: int,
     provenance: dict[str, str],
 ) -> Manifest:
     config = student.config
     return Manifest(
         name=name,
         model_version=model_version,
+        release=release,
         tasks=("embed", "caption"),
         embedding=EmbeddingSpec(dim=config.embed_dim),
         preprocess=preprocess_spec(config),
@@ -207,6 +217,32 @@ def _golden(
     pixels = load_pixels(pictures, manifest.preprocess)
     answers = reference_answers(student, tokenizer, pixels, tokenizer.encode_batch(texts))
     write_golden(staged, pictures, texts, answers)
+
+    def embed(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            found: NDArray[np.float32] = student.image_encoder(torch.from_numpy(levels))[0].numpy()
+        return found
+
+    write_vectors(
+        staged,
+        manifest.preprocess,
+        pictures=[picture.name for picture in pictures],
+        pixels=pixels,
+        seed=recipe.seed,
+        embed=embed,
+        mean=student.config.mean,
+        std=student.config.std,
+    )
+    write_device_kit(
+        staged,
+        name=manifest.name,
+        model_version=manifest.model_version,
+        preprocess=manifest.preprocess,
+        tokenizer_json=staged / manifest.tokenizer.path,
+        tokenizer=manifest.tokenizer,
+        caption=manifest.caption,
+        texts=texts,
+    )
 
 
 def _graphs(

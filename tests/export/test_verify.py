@@ -22,7 +22,8 @@ def test_a_sound_bundle_passes_every_check(bundle: Bundle) -> None:
     report = verify_bundle(bundle.root)
     assert report.passed
     assert report.skipped == ()
-    assert [(c.stage, c.subject) for c in report.checks] == [
+    # The stages of the golden vectors have tests of their own.
+    assert [(c.stage, c.subject) for c in report.checks if c.stage == "pixels" or c.subject != "preprocess"] == [
         ("pixels", "preprocess"),
         *((stage, f"onnx-{p}") for p in ("fp32", "int8") for stage in ("embedding", "text_embedding", "captions")),
     ]
@@ -54,7 +55,9 @@ def test_other_pixels_are_named_as_such(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.root, root)
     squashed = msgspec.structs.replace(bundle.manifest.preprocess, fit="squash")
     report = verify_bundle(resealed(bundle, root, preprocess=squashed))
-    assert [c.stage for c in report.checks if not c.passed] == ["pixels"]
+    failed = [(c.stage, c.subject) for c in report.checks if not c.passed]
+    assert failed[0] == ("pixels", "preprocess")
+    assert {subject for _, subject in failed} == {"preprocess"}
 
 
 def test_a_wrong_graph_is_named_as_such(bundle: Bundle, tmp_path: Path) -> None:
