@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CODE := core distill export runtime cloud_fallback telemetry src/pocketlens/*.py src/pocketlens/commands src/pocketlens/demo tests benchmarks
 DEMO_OUT ?= build/demo
 
-.PHONY: demo demo-quick demo-full test test-slow check format wheel test-wheel bench clean
+.PHONY: demo demo-quick demo-full test test-slow check format wheel test-wheel test-aarch64 bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ wheel: $(STAMP)
 # The built wheel, alone, in an environment without torch, on the bundle that the quick demo made.
 test-wheel: wheel demo-quick
 	PYTHON=$(PYTHON) bash tests/wheel.sh dist $(DEMO_OUT)-quick
+
+# The wheel on emulated aarch64; needs Debian, qemu-user-static and the package index.
+test-aarch64: wheel demo-quick
+	PYTHON=$(PYTHON) bash tests/aarch64.sh dist $(DEMO_OUT)-quick/bundle
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.install_size

@@ -89,7 +89,9 @@ class GraphRecord(_Record, frozen=True, kw_only=True):
     role: Role
     target: str
     precision: str
-    engine: Literal["onnxruntime", "executorch", "coreml"]
+    engine: Literal[
+        "onnxruntime", "executorch", "coreml", "executorch_coreml", "executorch_vulkan", "tensorrt", "litert"
+    ]
     path: str
     sha256: str
     bytes: int

@@ -7,13 +7,22 @@ import msgspec
 
 from pocketlens.core.bundle import GraphRecord, Parity, Quality
 from pocketlens.core.errors import ParityGateFailed, SpeedGateFailed
-from pocketlens.export.recipe import Gates
+from pocketlens.export.recipe import Gates, is_float
 
-__all__ = ["check_parity", "check_quality", "check_speed"]
+__all__ = [
+    "check_parity",
+    "check_quality",
+    "check_speed",
+    "mark_slower",
+    "parity_failure",
+    "quality_failure",
+    "speed_failure",
+]
 
 _REMEDY_PARITY: Final = (
     "Check that calibration pictures resemble the parity pictures, or raise the limit in the recipe's [gates]."
 )
+_FIELDS: Final = ("min_cosine", "p1_cosine", "mean_cosine", "token_agreement")
 
 
 def check_parity(graphs: Iterable[GraphRecord], gates: Gates) -> None:
@@ -23,58 +32,111 @@ def check_parity(graphs: Iterable[GraphRecord], gates: Gates) -> None:
         ParityGateFailed: the first graph that does not, with its limit and its figure.
     """
     for graph in graphs:
-        if graph.parity is not None:
-            name, limit, figure = _limit(graph.precision, graph.parity, gates)
-            # Written so that NaN fails.
-            if not figure >= limit:
-                raise ParityGateFailed(
-                    f"{graph.target}-{graph.precision} {graph.role}",
-                    expected=f"{graph.parity.metric} of at least {limit:g} ({name})",
-                    found=f"{figure:.6f} over {graph.parity.samples} samples",
-                    remedy=_REMEDY_PARITY,
-                )
+        failure = parity_failure(graph, gates)
+        if failure is not None:
+            raise failure
 
 
-def _limit(precision: str, parity: Parity, gates: Gates) -> tuple[str, float, float]:
-    """Return the name of the limit, the limit and the figure that it is compared with."""
-    if precision == "fp32":
-        if parity.metric == "cosine":
-            return "fp32_min_cosine", gates.fp32_min_cosine, parity.minimum
-        return "fp32_min_token_agreement", gates.fp32_min_token_agreement, parity.mean
-    if parity.metric == "cosine":
-        return "int8_min_mean_cosine", gates.int8_min_mean_cosine, parity.mean
-    return "int8_min_token_agreement", gates.int8_min_token_agreement, parity.mean
+def parity_failure(graph: GraphRecord, gates: Gates) -> ParityGateFailed | None:
+    """Return why `graph` does not answer enough like the eager student; `None` if it does, or was not run."""
+    if graph.parity is None:
+        return None
+    for name, limit, figure in _limits(graph, graph.parity, gates):
+        # Written so that NaN fails.
+        if not figure >= limit:
+            return ParityGateFailed(
+                f"{_variant(graph)} {graph.role}",
+                expected=f"{graph.parity.metric} of at least {limit:g} ({name})",
+                found=f"{figure:.6f} over {graph.parity.samples} samples",
+                remedy=_REMEDY_PARITY,
+            )
+    return None
+
+
+def _limits(graph: GraphRecord, parity: Parity, gates: Gates) -> Iterable[tuple[str, float, float]]:
+    """Yield the name of each limit of `graph`, the limit, and the figure that it is compared with."""
+    agreement = parity.metric == "token_agreement"
+    figures = {
+        "min_cosine": parity.minimum,
+        "p1_cosine": parity.p1,
+        "mean_cosine": parity.mean,
+        "token_agreement": parity.mean,
+    }
+    for field in _FIELDS:
+        if (field == "token_agreement") != agreement:
+            continue
+        found = _own_limit(graph, field, gates) or _default_limit(graph.precision, field, gates)
+        if found is not None:
+            yield (*found, figures[field])
+
+
+def _own_limit(graph: GraphRecord, field: str, gates: Gates) -> tuple[str, float] | None:
+    for name in (f"{_variant(graph)}/{graph.role}", _variant(graph), graph.precision):
+        value = getattr(gates.limits.get(name), field, None)
+        if value is not None:
+            return f"limits.{name}.{field}", value
+    return None
+
+
+def _default_limit(precision: str, field: str, gates: Gates) -> tuple[str, float] | None:
+    kind = precision if is_float(precision) else "int8"
+    names = {
+        ("fp32", "min_cosine"): "fp32_min_cosine",
+        ("fp32", "token_agreement"): "fp32_min_token_agreement",
+        ("fp16", "mean_cosine"): "fp16_min_mean_cosine",
+        ("fp16", "token_agreement"): "int8_min_token_agreement",
+        ("int8", "mean_cosine"): "int8_min_mean_cosine",
+        ("int8", "token_agreement"): "int8_min_token_agreement",
+    }
+    name = names.get((kind, field))
+    return None if name is None else (name, getattr(gates, name))
 
 
 def check_speed(graphs: Sequence[GraphRecord], gates: Gates) -> list[GraphRecord]:
-    """Return `graphs` with slower quantized ones marked, as far as the recipe accepts them.
-
-    A quantized graph that is slower than its fp32 twin gets a note; it is no longer preferred where
-    `graphs` holds the twin.
+    """Return `graphs` with slower ones marked, as far as the recipe accepts them; see `mark_slower`.
 
     Raises:
-        SpeedGateFailed: one is slower than `gates.min_speedup` allows and its role is not accepted.
+        SpeedGateFailed: one is slower than `gates.min_speedup` allows and is not accepted.
+    """
+    for graph in graphs:
+        failure = speed_failure(graph, gates)
+        if failure is not None:
+            raise failure
+    return mark_slower(graphs, gates)
+
+
+def speed_failure(graph: GraphRecord, gates: Gates) -> SpeedGateFailed | None:
+    """Return why `graph` is too slow; `None` if it is not, was not timed, is fp16, or is accepted."""
+    speedup, variant = graph.speedup_vs_fp32, _variant(graph)
+    if speedup is None or speedup >= gates.min_speedup or is_float(graph.precision):
+        return None
+    if {graph.role, variant, f"{variant}/{graph.role}"} & set(gates.accept_slower):
+        return None
+    return SpeedGateFailed(
+        f"{variant} {graph.role}",
+        expected=f"at least {gates.min_speedup:g} times the speed of its fp32 twin (min_speedup)",
+        found=f"{speedup:.2f} times, measured in turns on this machine",
+        remedy=f'Add "{graph.role}" to accept_slower in the recipe\'s [gates] if the size is worth it, '
+        "or leave this variant out.",
+    )
+
+
+def mark_slower(graphs: Sequence[GraphRecord], gates: Gates) -> list[GraphRecord]:
+    """Return `graphs` with a note at each that is slower than its fp32 twin.
+
+    Such a graph is no longer preferred where `graphs` holds the twin.
     """
     floats = {(g.engine, g.role) for g in graphs if g.precision == "fp32"}
-    return [_checked_speed(graph, gates, twin=(graph.engine, graph.role) in floats) for graph in graphs]
+    return [_marked(graph, gates, twin=(graph.engine, graph.role) in floats) for graph in graphs]
 
 
-def _checked_speed(graph: GraphRecord, gates: Gates, *, twin: bool) -> GraphRecord:
+def _marked(graph: GraphRecord, gates: Gates, *, twin: bool) -> GraphRecord:
     speedup = graph.speedup_vs_fp32
-    if speedup is None or speedup >= gates.min_speedup:
+    limit = 1.0 if is_float(graph.precision) else gates.min_speedup
+    if speedup is None or speedup >= limit:
         return graph
-    if not {graph.role, f"{graph.target}-{graph.precision}/{graph.role}"} & set(gates.accept_slower):
-        raise SpeedGateFailed(
-            f"{graph.target}-{graph.precision} {graph.role}",
-            expected=f"at least {gates.min_speedup:g} times the speed of its fp32 twin (min_speedup)",
-            found=f"{speedup:.2f} times, measured in turns on this machine",
-            remedy=f'Add "{graph.role}" to accept_slower in the recipe\'s [gates] if the size is worth it, '
-            "or leave this variant out.",
-        )
-    note = (
-        f"Runs at {speedup:.2f} times the speed of its fp32 twin on the exporting machine; "
-        "the recipe accepts that for its size."
-    )
+    excuse = "" if is_float(graph.precision) else "; the recipe accepts that for its size"
+    note = f"Runs at {speedup:.2f} times the speed of its fp32 twin on the exporting machine{excuse}."
     return msgspec.structs.replace(graph, preferred=not (twin and speedup < 1), notes=(*graph.notes, note))
 
 
@@ -86,14 +148,27 @@ def check_quality(quality: Iterable[Quality], gates: Gates, *, variants: Iterabl
     Raises:
         ParityGateFailed: a variant loses too much.
     """
-    figures = {(entry.subject, entry.metric): entry.value for entry in quality}
+    figures = tuple(quality)
     for variant in variants:
-        for metric, limit in gates.max_metric_loss.items():
-            ours, student = figures.get((variant, metric)), figures.get(("student", metric))
-            if ours is not None and student is not None and not student - ours <= limit:
-                raise ParityGateFailed(
-                    f"{variant} {metric}",
-                    expected=f"at most {limit:g} below the student's {student:.4f} (max_metric_loss)",
-                    found=f"{ours:.4f}",
-                    remedy=_REMEDY_PARITY,
-                )
+        failure = quality_failure(figures, gates, variant=variant)
+        if failure is not None:
+            raise failure
+
+
+def quality_failure(quality: Iterable[Quality], gates: Gates, *, variant: str) -> ParityGateFailed | None:
+    """Return which task metric `variant` loses too much of; `None` if it loses none."""
+    figures = {(entry.subject, entry.metric): entry.value for entry in quality}
+    for metric, limit in gates.max_metric_loss.items():
+        ours, student = figures.get((variant, metric)), figures.get(("student", metric))
+        if ours is not None and student is not None and not student - ours <= limit:
+            return ParityGateFailed(
+                f"{variant} {metric}",
+                expected=f"at most {limit:g} below the student's {student:.4f} (max_metric_loss)",
+                found=f"{ours:.4f}",
+                remedy=_REMEDY_PARITY,
+            )
+    return None
+
+
+def _variant(graph: GraphRecord) -> str:
+    return f"{graph.target}-{graph.precision}"

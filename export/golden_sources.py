@@ -72,14 +72,17 @@ def _stretched(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the brightness of `pixels`, (h, w), spread over 0..255, both ends taken."""
     levels = pixels.astype(np.float64).mean(axis=2)
     spread = (levels - levels.min()) / max(float(np.ptp(levels)), 1.0)
-    return np.rint(spread * 255).astype(np.uint8)
+    stretched: NDArray[np.uint8] = np.rint(spread * 255).astype(np.uint8)
+    return stretched
 
 
 def _sixteen(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    return high.astype(np.uint16) << 8 | low
+    joined: NDArray[np.uint16] = (high.astype(np.uint16) << np.uint16(8)) | low
+    return joined
 
 
 def _hard(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     levels = pixels.astype(np.int32)
     centre = levels.mean(axis=(0, 1))
-    return np.clip((levels - centre) * _CONTRAST + 128, 0, 255).astype(np.uint8)
+    hard: NDArray[np.uint8] = np.clip((levels - centre) * _CONTRAST + 128, 0, 255).astype(np.uint8)
+    return hard

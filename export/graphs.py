@@ -1,4 +1,4 @@
-"""The graphs of a student: modules, names, shapes and examples. The same for every target.
+"""The graphs of a student or of a foreign model: modules, names, shapes and examples. The same for every target.
 
 Letters: `B` batch, `T` text length, `D` embedding, `V` visual tokens of width `W`, `S` cache positions.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pocketlens.core.bundle import ROLES, Role, TensorSpec
 from pocketlens.distill.students.student import Student
+from pocketlens.export.sources.exportable import Exportable, exportable_of
 
 __all__ = ["Graph", "student_graphs"]
 
@@ -53,31 +54,29 @@ class Graph:
 
 
 @torch.no_grad()
-def student_graphs(student: Student) -> dict[Role, Graph]:
-    """Return the graphs of `student` (in eval mode) by role, in the order of `ROLES`."""
-    config = student.config
+def student_graphs(student: Student | Exportable) -> dict[Role, Graph]:
+    """Return the graphs of `student` (in eval mode) by role, in the order of `ROLES`; those that it has."""
+    model = exportable_of(student)
     generator = torch.Generator().manual_seed(0)
-    side = config.image_px
-    pixels = torch.randint(0, 256, (2, side, side, 3), generator=generator).to(torch.uint8)
-    ids = torch.randint(0, config.vocab_size, (2, config.text_length), generator=generator, dtype=torch.int32)
-    visual = student.image_encoder(pixels)[1]
-    prefill, decode = student.caption_prefill().eval(), student.caption_decode().eval()
-    token = torch.zeros(2, dtype=torch.int32)
-    position = torch.full((2,), student.caption_decoder.visual_tokens, dtype=torch.int32)
-    modules: dict[Role, tuple[nn.Module, tuple[Tensor, ...]]] = {
-        "image_encoder": (student.image_encoder, (pixels,)),
-        "text_encoder": (student.text_encoder, (ids,)),
-        "caption_prefill": (prefill, (visual,)),
-        "caption_decode": (decode, (token, position, prefill(visual))),
-    }
-    return {role: _graph(role, *modules[role]) for role in ROLES}
+    spec = model.preprocess
+    pixels = torch.randint(0, 256, (2, spec.height_px, spec.width_px, 3), generator=generator).to(torch.uint8)
+    ids = torch.randint(0, model.vocab_size, (2, model.text_length), generator=generator, dtype=torch.int32)
+    examples: dict[Role, tuple[Tensor, ...]] = {"image_encoder": (pixels,), "text_encoder": (ids,)}
+    visual = model.image(pixels)[1]
+    if visual is not None and model.caption is not None:
+        position = torch.full((2,), model.caption.prefix_length, dtype=torch.int32)
+        cache = model.modules["caption_prefill"](visual)
+        examples["caption_prefill"] = (visual,)
+        examples["caption_decode"] = (torch.zeros(2, dtype=torch.int32), position, cache)
+    return {role: _graph(role, model.modules[role], examples[role]) for role in ROLES if role in model.modules}
 
 
 def _graph(role: Role, module: nn.Module, example: tuple[Tensor, ...]) -> Graph:
     result = module(*example)
     results: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     inputs, outputs = _NAMES[role]
-    return Graph(role, module, _specs(inputs, example), _specs(outputs, results), example)
+    # The image encoder of a model that does not caption gives the embedding alone.
+    return Graph(role, module, _specs(inputs, example), _specs(outputs[: len(results)], results), example)
 
 
 def _specs(names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
+import torch
+from numpy.typing import NDArray
 
-from pocketlens.core.bundle import ROLES, Bundle, GraphRecord, Manifest, Role, tree_digest
+from pocketlens.core.bundle import Bundle, GraphRecord, Manifest, Role, tree_digest
+from pocketlens.core.errors import EngineError
+from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
 from pocketlens.export.latency import THREADS, measure_in_turns
 from pocketlens.export.lowering import graph_path
@@ -21,18 +25,34 @@ from pocketlens.runtime.engines import ENGINES, Engine, open_engine
 if TYPE_CHECKING:
     from pocketlens.runtime.engines import EngineName
 
-__all__ = ["graph_records", "measured"]
+__all__ = ["OnError", "StandIn", "eager_answers", "graph_records", "measured"]
 
 _HEADLINE_ROLE: Final = "image_encoder"
 _HEADLINE_SPEEDUP: Final = 1.3
 
 
-def graph_records(variant: str, root: Path, graphs: Mapping[Role, Graph]) -> list[GraphRecord]:
-    """Return the records of one variant's files under `root`, without any measurement."""
+def graph_records(
+    variant: str,
+    root: Path,
+    graphs: Mapping[Role, Graph],
+    *,
+    roles: Sequence[Role] | None = None,
+    delegations: Mapping[Role, Delegation | None] | None = None,
+) -> list[GraphRecord]:
+    """Return the records of one variant's files under `root`, without any measurement.
+
+    Args:
+        variant: target and precision.
+        root: what `graph_path` is relative to.
+        graphs: all graphs of the student.
+        roles: those that were written; by default all of `graphs`.
+        delegations: by role, what an accelerator took over; said in a note.
+    """
     name, precision = split_variant(variant)
     target = open_target(name)
     records = []
-    for role in ROLES:
+    for role in graphs if roles is None else roles:
+        delegation = (delegations or {}).get(role)
         path = root / graph_path(variant, role)
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         records.append(
@@ -46,11 +66,18 @@ def graph_records(variant: str, root: Path, graphs: Mapping[Role, Graph]) -> lis
                 bytes=sum(file.stat().st_size for file in files),
                 inputs=target.inputs(graphs[role]),
                 outputs=target.outputs(graphs[role]),
-                notes=target.notes(graphs[role]),
+                notes=(*target.notes(graphs[role]), *((delegation.sentence(),) if delegation else ())),
                 tools=target.tools(),
             )
         )
     return records
+
+
+StandIn = Callable[[Role, Feed], dict[str, NDArray[Any]]]
+"""Answers in place of a graph that a variant lacks; see `eager_answers`."""
+
+OnError = Callable[[str, Role, EngineError], None]
+"""Called with the variant and role of a graph that does not run, and why."""
 
 
 def measured(
@@ -62,6 +89,8 @@ def measured(
     rows: Mapping[Role, Feed],
     runs: int,
     progress: Callable[[str], None],
+    stand_in: StandIn | None = None,
+    on_error: OnError | None = None,
 ) -> dict[str, list[GraphRecord]]:
     """Return `records` (by variant) with parity, latency and speed-up filled in.
 
@@ -69,39 +98,88 @@ def measured(
     timed in turns, role by role.
 
     Args:
-        records: as `graph_records` returns them.
+        records: as `graph_records` returns them; roles may be absent if there is a `stand_in`.
         roots: by variant, the folder that its paths are relative to.
         manifest: gives the layout of captions and tokens.
         reference: the eager student's answers.
         rows: inputs of batch 1 that are timed.
         runs: timed calls of each graph.
         progress: called with a word on what is measured next.
+        stand_in: answers for roles that a variant lacks, since a caption needs all of its graphs.
+        on_error: told of each graph that does not run; its record is left out.
+
+    Raises:
+        EngineError: a graph does not run, and there is no `on_error`.
     """
+    filled = {variant: {record.role: record for record in found} for variant, found in records.items()}
     engines = {
-        variant: _open(list(records[variant]), roots[variant], manifest)
-        for variant in records
-        if records[variant][0].engine in ENGINES
+        variant: _open(list(found), roots[variant], manifest)
+        for variant, found in records.items()
+        if found and found[0].engine in ENGINES
     }
-    filled: dict[str, list[GraphRecord]] = {variant: list(found) for variant, found in records.items()}
     for variant, engine in engines.items():
         progress(f"parity of {variant}")
-        assert manifest.caption is not None
-        parity = measure_parity(engine, reference, manifest)
-        filled[variant] = [msgspec.structs.replace(r, parity=parity[r.role]) for r in filled[variant]]
+        for role in list(filled[variant]):
+            try:
+                engine.run(role, rows[role])
+            except EngineError as error:
+                if on_error is None:
+                    raise
+                on_error(variant, role, error)
+                del filled[variant][role]
+        if filled[variant]:
+            whole = engine if stand_in is None else _Patched(engine, frozenset(filled[variant]), stand_in)
+            parity = measure_parity(whole, reference, manifest)
+            for role, record in filled[variant].items():
+                filled[variant][role] = msgspec.structs.replace(record, parity=parity[role])
     for target in sorted({split_variant(variant)[0] for variant in engines}):
         progress(f"latency of {target}")
         rivals = {v: engine for v, engine in engines.items() if split_variant(v)[0] == target}
-        for index, role in enumerate(ROLES):
-            calls = {v: partial(engine.run, role, rows[role]) for v, engine in rivals.items()}
-            latencies = measure_in_turns(calls, runs=runs)
-            base = latencies.get(f"{target}-fp32")
-            for variant, latency in latencies.items():
-                speedup = None
-                if base is not None and split_variant(variant)[1] != "fp32":
-                    speedup = base.p50_ms / latency.p50_ms
-                record = msgspec.structs.replace(filled[variant][index], latency=latency, speedup_vs_fp32=speedup)
-                filled[variant][index] = _explained(record)
-    return filled
+        for role in rows:
+            calls = {v: partial(engine.run, role, rows[role]) for v, engine in rivals.items() if role in filled[v]}
+            for variant, record in _timed({v: filled[v][role] for v in calls}, calls, runs=runs).items():
+                filled[variant][role] = record
+    return {variant: list(found.values()) for variant, found in filled.items()}
+
+
+def _timed(
+    records: Mapping[str, GraphRecord], calls: Mapping[str, Callable[[], object]], *, runs: int
+) -> dict[str, GraphRecord]:
+    """Return the records of one target and role, by variant, with latency and speed-up."""
+    latencies = measure_in_turns(calls, runs=runs)
+    base = next((latency for v, latency in latencies.items() if split_variant(v)[1] == "fp32"), None)
+    timed = {}
+    for variant, latency in latencies.items():
+        twin = base is not None and split_variant(variant)[1] != "fp32"
+        speedup = base.p50_ms / latency.p50_ms if twin and base is not None else None
+        timed[variant] = _explained(msgspec.structs.replace(records[variant], latency=latency, speedup_vs_fp32=speedup))
+    return timed
+
+
+def eager_answers(graphs: Mapping[Role, Graph]) -> StandIn:
+    """Return a stand-in that runs the eager student's own modules."""
+
+    def answer(role: Role, inputs: Feed) -> dict[str, NDArray[Any]]:
+        graph = graphs[role]
+        with torch.no_grad():
+            result = graph.module(*(torch.from_numpy(inputs[spec.name].copy()) for spec in graph.inputs))
+        results = result if isinstance(result, tuple) else (result,)
+        return {spec.name: value.numpy() for spec, value in zip(graph.outputs, results, strict=True)}
+
+    return answer
+
+
+class _Patched:
+    """An engine with the eager student in the roles that it lacks."""
+
+    def __init__(self, engine: Engine, roles: frozenset[Role], stand_in: StandIn) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._roles = roles
+        self._stand_in = stand_in
+
+    def run(self, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._engine.run(role, inputs) if role in self._roles else self._stand_in(role, dict(inputs))
 
 
 def _open(records: list[GraphRecord], root: Path, manifest: Manifest) -> Engine:
@@ -111,9 +189,9 @@ def _open(records: list[GraphRecord], root: Path, manifest: Manifest) -> Engine:
 
 
 def _explained(record: GraphRecord) -> GraphRecord:
-    """Add a note to a quantized image encoder that gains little."""
-    speedup = record.speedup_vs_fp32
-    if record.role != _HEADLINE_ROLE or speedup is None or not 1 <= speedup < _HEADLINE_SPEEDUP:
+    """Add a note to a statically quantized image encoder that gains little."""
+    speedup, quantized = record.speedup_vs_fp32, record.precision == "int8"
+    if record.role != _HEADLINE_ROLE or not quantized or speedup is None or not 1 <= speedup < _HEADLINE_SPEEDUP:
         return record
     note = (
         f"Int8 gains {speedup:.2f} times here, on {record.latency.machine if record.latency else 'this CPU'}: "

@@ -1,5 +1,6 @@
 """What is exported, how it is quantized, and what it must reach: plain numbers, read from TOML."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -8,12 +9,83 @@ import msgspec
 from pocketlens.core.bundle import ROLES
 from pocketlens.core.errors import RecipeError
 
-__all__ = ["VARIANTS", "ExportRecipe", "Gates", "Variant", "load_recipe", "split_variant"]
+__all__ = [
+    "DEFAULT_VARIANTS",
+    "VARIANTS",
+    "ExportRecipe",
+    "Gates",
+    "Limits",
+    "Variant",
+    "choose_variants",
+    "is_float",
+    "load_recipe",
+    "needs_calibration",
+    "split_variant",
+]
 
-Variant = Literal["onnx-fp32", "onnx-int8", "executorch-fp32", "executorch-int8", "coreml-fp16"]
+Variant = Literal[
+    "onnx-fp32",
+    "onnx-fp16",
+    "onnx-int8",
+    "onnx-int8_dynamic",
+    "onnx-int4",
+    "executorch-fp32",
+    "executorch-int8",
+    "executorch-8da8w",
+    "executorch-8da4w",
+    "executorch_coreml-fp32",
+    "executorch_coreml-fp16",
+    "executorch_vulkan-fp32",
+    "executorch_vulkan-fp16",
+    "coreml-fp32",
+    "coreml-fp16",
+    "coreml-int8",
+    "coreml-palette4",
+    "coreml-int4",
+    "coreml-w8a8",
+    "coremlstate-fp16",
+    "litert-fp32",
+    "tensorrt-fp16",
+    "tensorrt-int8",
+]
 """A target and a precision, as they name a folder under `graphs/`."""
 
 VARIANTS: Final[tuple[Variant, ...]] = get_args(Variant)
+"""Everything that can be exported."""
+
+DEFAULT_VARIANTS: Final[tuple[Variant, ...]] = (
+    "onnx-fp32",
+    "onnx-int8",
+    "executorch-fp32",
+    "executorch-int8",
+    "coreml-fp16",
+)
+"""What a recipe exports that names nothing."""
+
+_FLOATS: Final = frozenset({"fp32", "fp16"})
+_CALIBRATED: Final = frozenset({"int8", "w8a8"})
+
+
+def split_variant(variant: str) -> tuple[str, str]:
+    """Return target and precision of a variant: `onnx-int8` -> (`onnx`, `int8`)."""
+    target, _, precision = variant.partition("-")
+    return target, precision
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Limits of one precision, one variant or one graph; what is absent is taken from the next wider one.
+
+    Attributes:
+        min_cosine: smallest cosine to the eager student that one picture or text may have.
+        p1_cosine: the same for the first percentile.
+        mean_cosine: the same for the mean.
+        token_agreement: share of pictures whose greedy caption has the eager student's ids.
+    """
+
+    min_cosine: float | None = None
+    p1_cosine: float | None = None
+    mean_cosine: float | None = None
+    token_agreement: float | None = None
 
 
 class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,37 +94,48 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         fp32_min_cosine: smallest cosine to the eager student that one picture or text may have.
         fp32_min_token_agreement: share of pictures whose greedy caption has the eager student's ids.
-        int8_min_mean_cosine: mean cosine to the eager student, for embeddings and the caption cache.
-        int8_min_token_agreement: as for fp32. Quantized captions differ in harmless words, so the
-            gate that counts is `max_metric_loss` on a caption metric.
+        fp16_min_mean_cosine: mean cosine to the eager student, for embeddings and the caption cache.
+        int8_min_mean_cosine: the same for every quantized precision, not only int8.
+        int8_min_token_agreement: as for fp32, for fp16 and every quantized precision. Such captions
+            differ in harmless words, so the gate that counts is `max_metric_loss` on a caption metric.
+        limits: by precision (`int4`), variant (`onnx-int4`) or graph (`onnx-int4/text_encoder`): limits
+            of its own; see `Limits`. The narrowest name counts, then the five keys above.
         max_metric_loss: by metric name (`r1_i2t`, `cider`, ...), how much lower than the student's a
             quantized variant's `Quality.value` may be. Only metrics that were evaluated are looked at.
-        min_speedup: an int8 graph must be at least this many times as fast as its fp32 twin ...
-        accept_slower: ... unless its role (`text_encoder`) is listed here, or its role in one variant
-            (`executorch-int8/image_encoder`).
+        min_speedup: a quantized graph must be at least this many times as fast as its fp32 twin ...
+        accept_slower: ... unless its role (`text_encoder`) is listed here, its variant (`onnx-int4`), or its role
+            in one variant (`executorch-int8/image_encoder`). An fp16 graph is never held to it: the
+            exporting machine's CPU says nothing about the GPU that it is for.
     """
 
     fp32_min_cosine: float = 0.9999
     fp32_min_token_agreement: float = 1.0
+    fp16_min_mean_cosine: float = 0.999
     int8_min_mean_cosine: float = 0.97
     int8_min_token_agreement: float = 0.0
+    limits: dict[str, Limits] = {}
     max_metric_loss: dict[str, float] = {}
     min_speedup: float = 1.0
     accept_slower: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = {*ROLES, *(f"{variant}/{role}" for variant in VARIANTS for role in ROLES)}
+        graphs = {f"{variant}/{role}" for variant in VARIANTS for role in ROLES}
         for name in self.accept_slower:
-            if name not in known:
-                raise ValueError(f"accept_slower: expected a role or variant/role, found {name!r}")
+            if name not in {*ROLES, *VARIANTS, *graphs}:
+                raise ValueError(f"accept_slower: expected a role, a variant or variant/role, found {name!r}")
+        precisions = {split_variant(variant)[1] for variant in VARIANTS}
+        for name in self.limits:
+            if name not in {*precisions, *VARIANTS, *graphs}:
+                raise ValueError(f"limits: expected a precision, a variant or variant/role, found {name!r}")
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One export.
 
     Attributes:
-        variants: what the bundle ships. The fp32 twin of an int8 variant is built and measured in
-            any case, since the gates compare with it, and left out of the bundle if not listed.
+        variants: what the bundle ships. The fp32 twin of a quantized variant that runs on this machine is
+            built and measured in any case, since the gates compare with it, and left out of the bundle
+            if not listed.
         calibration_samples: pictures (and captions) that quantization ranges are taken from.
         latency_runs: timed calls of each graph, taken in turns.
         golden_samples: pictures that ship with expected pixels, embeddings and captions.
@@ -61,7 +144,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         gates: see `Gates`.
     """
 
-    variants: tuple[Variant, ...] = VARIANTS
+    variants: tuple[Variant, ...] = DEFAULT_VARIANTS
     calibration_samples: int = 128
     latency_runs: int = 200
     golden_samples: int = 4
@@ -96,7 +179,39 @@ def load_recipe(path: Path) -> ExportRecipe:
         ) from error
 
 
-def split_variant(variant: str) -> tuple[str, str]:
-    """Return target and precision of a variant: `onnx-int8` -> (`onnx`, `int8`)."""
-    target, _, precision = variant.partition("-")
-    return target, precision
+def choose_variants(targets: Iterable[str], precisions: Iterable[str] = ()) -> tuple[Variant, ...]:
+    """Return all variants of `targets`, in the order of `VARIANTS`; of `precisions` only, if there are any.
+
+    Args:
+        targets: names of targets (`onnx`), of variants (`onnx-int8`), or `all`.
+        precisions: names of precisions.
+
+    Raises:
+        RecipeError: a name that none of them has, or no variant fits both.
+    """
+    named, wanted = set(targets), set(precisions)
+    known = {part for variant in VARIANTS for part in (split_variant(variant)[0], variant)} | {"all"}
+    unknown = (named - known) | (wanted - {split_variant(variant)[1] for variant in VARIANTS})
+    chosen = tuple(
+        variant
+        for variant in VARIANTS
+        if {"all", variant, split_variant(variant)[0]} & named and (not wanted or split_variant(variant)[1] in wanted)
+    )
+    if unknown or not chosen:
+        raise RecipeError(
+            "export targets",
+            expected=f"targets or variants with their precisions: {', '.join(VARIANTS)}",
+            found=", ".join(sorted(unknown or named | wanted)) or "nothing",
+            remedy="Name a target (onnx), a variant (onnx-int8), or all.",
+        )
+    return chosen
+
+
+def is_float(precision: str) -> bool:
+    """Return whether nothing is quantized."""
+    return precision in _FLOATS
+
+
+def needs_calibration(precision: str) -> bool:
+    """Return whether ranges of activations are fixed at export."""
+    return precision in _CALIBRATED

@@ -1,4 +1,4 @@
-"""What the eager student answers, and the inputs that quantization is calibrated with.
+"""What the eager model answers, and the inputs that quantization is calibrated with.
 
 Letters: `N` pictures, `M` texts, `D` embedding, `V` visual tokens of width `W`, `T` text length.
 """
@@ -18,6 +18,7 @@ from pocketlens.core.errors import DataError
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.students.student import Student
+from pocketlens.export.sources.exportable import Exportable, exportable_of
 
 __all__ = ["Feed", "Reference", "Samples", "calibration_feeds", "load_pixels", "reference_answers"]
 
@@ -58,13 +59,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs and the eager student's answers to them.
+    """Inputs and the eager model's answers to them. Arrays of a part that the model lacks have no rows.
 
     Attributes:
         pixels: uint8 (N, H, W, 3).
         ids: int32 (M, T).
         embeddings: float32 (N, D).
-        visual_tokens: float32 (N, V, W).
+        visual_tokens: float32 (N, V, W), or (0, 0, 0).
         text_embeddings: float32 (M, D).
         caches: float32 (N, ...), the prefilled caption caches.
         captions: N greedy captions as ids, the end token included where reached.
@@ -86,48 +87,60 @@ def load_pixels(pictures: Sequence[Path], spec: PreprocessSpec) -> NDArray[np.ui
 
 @torch.no_grad()
 def reference_answers(
-    student: Student, tokenizer: Tokenizer, pixels: NDArray[np.uint8], ids: NDArray[np.int32]
+    student: Student | Exportable, tokenizer: Tokenizer, pixels: NDArray[np.uint8], ids: NDArray[np.int32]
 ) -> Reference:
-    """Return what `student` (in eval mode) answers to `pixels (N, H, W, 3)` and `ids (M, T)`."""
-    embeddings, visual, caches, captions = [], [], [], []
-    prefill = student.caption_prefill()
+    """Return what the original of `student` (in eval mode) answers to `pixels (N, H, W, 3)` and `ids (M, T)`.
+
+    A model without a text encoder is not asked about `ids`, and the result holds none.
+    """
+    model = exportable_of(student)
+    if "text_encoder" not in model.modules:
+        ids = ids[:0]
+    embeddings, visual, caches, captions = [], [torch.zeros(0, 0, 0)], [torch.zeros(0)], []
     for batch in _batches(pixels):
-        embedding, tokens = student.image_encoder(batch)
+        embedding, tokens = model.original.images(batch)
         embeddings.append(embedding)
-        visual.append(tokens)
-        caches.append(prefill(tokens))
-        captions += student.greedy(tokens, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-    texts = [student.text_encoder(batch) for batch in _batches(ids)]
+        if tokens is not None:
+            visual.append(tokens)
+            caches.append(model.modules["caption_prefill"](tokens))
+            captions += model.original.captions(batch, tokens, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    texts = [torch.zeros(0, model.embed_dim), *(model.original.texts(batch) for batch in _batches(ids))]
     return Reference(
         pixels,
         ids,
         torch.cat(embeddings).numpy(),
-        torch.cat(visual).numpy(),
+        torch.cat(visual[1:] or visual).numpy(),
         torch.cat(texts).numpy(),
-        torch.cat(caches).numpy(),
+        torch.cat(caches[1:] or caches).numpy(),
         captions,
     )
 
 
 @torch.no_grad()
 def calibration_feeds(
-    student: Student,
+    student: Student | Exportable,
     tokenizer: Tokenizer,
     pixels: NDArray[np.uint8],
     ids: NDArray[np.int32],
     *,
     seed: int,
 ) -> dict[Role, list[Feed]]:
-    """Return inputs of batch 1 for every graph, as they occur while pictures are captioned.
+    """Return inputs of batch 1 for every graph of the model, as they occur while pictures are captioned.
 
     The decode step is seen at one random step of each picture's greedy caption, with the cache that
     belongs to it.
     """
-    reference = reference_answers(student, tokenizer, pixels, ids)
+    model = exportable_of(student)
+    reference = reference_answers(model, tokenizer, pixels, ids)
+    feeds: dict[Role, list[Feed]] = {"image_encoder": [{"pixels": row[None]} for row in pixels]}
+    if "text_encoder" in model.modules:
+        feeds["text_encoder"] = [{"ids": row[None]} for row in ids]
+    if model.caption is None:
+        return feeds
     rng = np.random.default_rng(seed)
     picked = [int(rng.integers(len(caption))) for caption in reference.captions]
     decode: list[Feed] = []
-    step, start = student.caption_decode(), student.caption_decoder.visual_tokens
+    step, start = model.modules["caption_decode"], model.caption.prefix_length
     for row, (caption, offset) in enumerate(zip(reference.captions, picked, strict=True)):
         cache = torch.from_numpy(reference.caches[row : row + 1])
         for index, token in enumerate([tokenizer.bos_id, *caption][: offset + 1]):
@@ -135,12 +148,9 @@ def calibration_feeds(
             if index == offset:
                 decode.append({"token": feed[0].numpy(), "position": feed[1].numpy(), "cache": cache.numpy()})
             cache = step(*feed, cache)[1]
-    return {
-        "image_encoder": [{"pixels": row[None]} for row in pixels],
-        "text_encoder": [{"ids": row[None]} for row in ids],
-        "caption_prefill": [{"visual_tokens": row[None]} for row in reference.visual_tokens],
-        "caption_decode": decode,
-    }
+    feeds["caption_prefill"] = [{"visual_tokens": row[None]} for row in reference.visual_tokens]
+    feeds["caption_decode"] = decode
+    return feeds
 
 
 def _batches(array: NDArray[Any]) -> Iterator[Tensor]:

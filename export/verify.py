@@ -123,7 +123,8 @@ def _with_tensors(golden: GoldenSet, pixels: NDArray[np.uint8], vectors: Vectors
     if vectors is not None:
         more = [i for i in range(count, len(pixels)) if array_sha256(pixels[i]) == vectors.tensors[i]]
     rows = [*range(count), *more]
-    captions = tuple(golden.golden.caption_ids[row] for row in rows)
+    # Empty for a bundle that does not caption.
+    captions = tuple(golden.golden.caption_ids[row] for row in rows if golden.golden.caption_ids)
     return msgspec.structs.replace(
         golden,
         pixels=np.concatenate([golden.pixels, pixels[more]]) if more else golden.pixels,

@@ -40,7 +40,9 @@ class Embedder:
             EngineError: the graph failed, or its embeddings are not finite.
         """
         outputs = self._engine.run("image_encoder", {"pixels": pixels})
-        return self._checked(outputs["embedding"], "image_encoder"), outputs["visual_tokens"]
+        # A bundle that does not caption has no visual tokens.
+        visual = outputs.get("visual_tokens", np.zeros((len(pixels), 0, 0), np.float32))
+        return self._checked(outputs["embedding"], "image_encoder"), visual
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return embeddings `(N, D)`; a text longer than the text encoder's input is cut off.

@@ -1,9 +1,11 @@
 """What holds the house together: light imports, no torch below the line, everything public is listed."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,21 @@ print("fine")
 def test_importing_pocketlens_loads_nothing_heavy() -> None:
     heavy = "{'numpy', 'PIL', 'onnxruntime', 'torch', 'msgspec', 'typer', 'apsw', 'tokenizers', 'rich'}"
     assert _run(f"import sys, pocketlens; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+
+
+def test_onnxruntime_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    code = "import pocketlens, onnxruntime as ort, onnx, onnx.helper as h; " + (
+        "v = [h.make_tensor_value_info(n, 1, [1]) for n in 'xy']; "
+        "g = h.make_graph([h.make_node('Identity', ['x'], ['y'])], 'g', v[:1], v[1:]); "
+        "m = h.make_model(g, opset_imports=[h.make_opsetid('', 18)], ir_version=9); "
+        "ort.InferenceSession(m.SerializeToString()); print('opened')"
+    )
+
+    environment = {k: v for k, v in os.environ.items() if k not in {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"}}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout == "opened\n"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def _modules() -> list[str]:

@@ -65,7 +65,8 @@ def test_every_kind_of_refusal_is_documented() -> None:
 
 def test_the_environment_variables_are_those_of_the_code() -> None:
     sources = [path for part in (*PARTS, "src/pocketlens") for path in (ROOT / part).rglob("*.py")]
-    used = {name for path in sources for name in re.findall(r'"(POCKETLENS_[A-Z_]+)"', path.read_text(encoding="utf-8"))}
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    used = {name for text in texts for name in re.findall(r'"(POCKETLENS_[A-Z_]+)"', text)}
     section = _section(CLI, "Environment variables") or ""
     assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == used
 

@@ -7,19 +7,34 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from pocketlens.core.bundle import TensorSpec
+    from pocketlens.export.delegation import Delegation
     from pocketlens.export.graphs import Graph
     from pocketlens.export.reference import Feed
 
-__all__ = ["Target", "open_target"]
+__all__ = ["TARGETS", "Runner", "Target", "open_target"]
 
-_CLASSES: Final = {"onnx": "OnnxTarget", "executorch": "ExecutorchTarget", "coreml": "CoremlTarget"}
+Runner = Literal["onnxruntime", "executorch", "coreml", "executorch_coreml", "executorch_vulkan", "tensorrt", "litert"]
+"""What runs a target's files. The first two run on the exporting machine; see `runtime.engines.ENGINES`."""
+
+_CLASSES: Final = {
+    "onnx": "OnnxTarget",
+    "executorch": "ExecutorchTarget",
+    "executorch_coreml": "ExecutorchCoremlTarget",
+    "executorch_vulkan": "ExecutorchVulkanTarget",
+    "coreml": "CoremlTarget",
+    "coremlstate": "CoremlStateTarget",
+    "litert": "LitertTarget",
+    "tensorrt": "TensorrtTarget",
+}
+
+TARGETS: Final[tuple[str, ...]] = tuple(_CLASSES)
 
 
 class Target(Protocol):
     """Turns graphs into files of one format."""
 
     @property
-    def engine(self) -> Literal["onnxruntime", "executorch", "coreml"]:
+    def engine(self) -> Runner:
         """The engine that runs the files."""
         ...
 
@@ -28,8 +43,14 @@ class Target(Protocol):
         """How the files' names end."""
         ...
 
-    def export(self, graph: "Graph", paths: Mapping[str, Path], feeds: "Sequence[Feed]") -> None:
-        """Write `graph` once for each precision in `paths`; `feeds` calibrate quantization."""
+    def export(
+        self, graph: "Graph", paths: Mapping[str, Path], feeds: "Sequence[Feed]"
+    ) -> "Mapping[str, Delegation] | None":
+        """Write `graph` once for each precision in `paths`; `feeds` calibrate quantization.
+
+        Returns:
+            By precision what a backend took over; `None` where the target has no such division.
+        """
         ...
 
     def inputs(self, graph: "Graph") -> "tuple[TensorSpec, ...]":
@@ -50,6 +71,6 @@ class Target(Protocol):
 
 
 def open_target(name: str) -> Target:
-    """Return the target called `onnx`, `executorch` or `coreml`, with its defaults."""
+    """Return the target called `name`, one of `TARGETS`, with its defaults."""
     module = import_module(f"{__name__}.{name}")
     return cast("Target", getattr(module, _CLASSES[name])())

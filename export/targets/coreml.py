@@ -1,68 +1,111 @@
-"""CoreML ML programs for iOS 17 / macOS 14 and later. Converted on any system, run on Apple's only."""
+"""CoreML ML programs. Converted on any system, run on Apple's only; `pocketlens.export.mil` runs them in torch.
+
+| precision | weights | arithmetic | runs on |
+|---|---|---|---|
+| `fp32` | float32 | float32: CPU and GPU only, the neural engine has none | iOS 17, macOS 14 |
+| `fp16` | float16 | float16 | iOS 17, macOS 14 |
+| `int8` | int8 by output channel | float16 | iOS 17, macOS 14 |
+| `palette4` | 16 levels a weight matrix, by k-means | float16 | iOS 17, macOS 14 |
+| `int4` | int4 by blocks of input channels | float16 | iOS 18, macOS 15 |
+| `w8a8` | int8 by output channel | int8 in convolutions and linear layers, float16 elsewhere | iOS 17, macOS 14 |
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx
 
 from pocketlens.core.bundle import TensorSpec
-from pocketlens.export.folding import fold_batch_norm
+from pocketlens.core.errors import ExportError
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
+from pocketlens.export.targets.coreml_compression import Weights, compressed, quantized
+from pocketlens.export.targets.coreml_forms import MAX_RANK, Form, captured
 
-__all__ = ["CoremlTarget"]
+__all__ = ["RECIPES", "CoremlRecipe", "CoremlTarget", "coreml_recipe"]
 
-_MAX_RANK: Final = 5
-_SELECT: Final = torch.ops.aten.select.int
-_STACK: Final = torch.ops.aten.stack.default
-_CAT: Final = torch.ops.aten.cat.default
+
+@dataclass(frozen=True)
+class CoremlRecipe:
+    """How one precision is made.
+
+    Attributes:
+        weights: how they are stored.
+        activations: `int8` quantizes what goes into and comes out of the layers with weights; it needs
+            calibration, and brings int8 weights of its own.
+        arithmetic: of everything else.
+        deployment: the first system that runs it.
+    """
+
+    weights: Weights = "float"
+    activations: Literal["float", "int8"] = "float"
+    arithmetic: Literal["float16", "float32"] = "float16"
+    deployment: Literal["iOS17", "iOS18"] = "iOS17"
+
+
+RECIPES: Final[dict[str, CoremlRecipe]] = {
+    "fp32": CoremlRecipe(arithmetic="float32"),
+    "fp16": CoremlRecipe(),
+    "int8": CoremlRecipe(weights="int8"),
+    "palette4": CoremlRecipe(weights="palette4"),
+    "int4": CoremlRecipe(weights="int4", deployment="iOS18"),
+    "w8a8": CoremlRecipe(activations="int8"),
+}
+"""By precision, as it stands in the name of a variant."""
 
 
 @dataclass(frozen=True)
 class CoremlTarget:
-    """Writes `.mlpackage` folders of batch 1 with float16 weights and arithmetic."""
+    """Writes `.mlpackage` folders of batch 1.
+
+    Attributes:
+        pixels: `picture` gives the image encoder an `ImageType` input, which takes a `CVPixelBuffer`
+            of 8-bit levels without a copy to floats; `array` a float32 array of the levels 0 to 255,
+            since CoreML arrays have no 8-bit type.
+        stateful: keep the caption cache in a state buffer (`ct.StateType`, iOS 18): the decode step
+            then takes and returns no cache, so a caption copies it once instead of twice a token.
+    """
 
     engine: ClassVar[Literal["coreml"]] = "coreml"
     suffix: ClassVar[str] = ".mlpackage"
 
-    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> None:
-        """Write `graph` to the folder `paths["fp16"]`; `feeds` are not needed."""
-        with quiet():
-            import coremltools as ct
+    pixels: Literal["picture", "array"] = "picture"
+    stateful: bool = False
 
-        types = {"int32": np.int32, "float32": np.float32}
+    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> None:
+        """Write `graph` once for each precision (the keys of `RECIPES`) in `paths`.
+
+        Args:
+            graph: what to write.
+            paths: folders by precision; their parents exist.
+            feeds: calibration inputs of batch 1; used for `w8a8`.
+
+        Raises:
+            ExportError: an unknown precision, or `w8a8` without calibration inputs.
+        """
+        recipes = {precision: coreml_recipe(precision) for precision in paths}
+        converted: dict[CoremlRecipe, Any] = {}
         with quiet(), torch.no_grad():
-            example = tuple(_no_bytes(tensor) for tensor in graph.example_row)
-            module = torch.export.export(graph.module, example).module(check_guards=False)
-            module = fold_batch_norm(_flatten_cache(module))
-            flat = tuple(_flat(tensor) for tensor in example)
-            program = torch.export.export(module, flat).run_decompositions({})
-            specs = self.outputs(graph)
-            model = ct.convert(
-                program,
-                outputs=[ct.TensorType(name=self.file_name(graph, s), dtype=types[s.dtype]) for s in specs],
-                convert_to="mlprogram",
-                compute_precision=ct.precision.FLOAT16,
-                minimum_deployment_target=ct.target.iOS17,
-                skip_model_load=True,
-            )
-            model.save(str(paths["fp16"]))
-        # A table for a debugger, which coremltools adds; no part of a package that ships.
-        (paths["fp16"] / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+            for precision, recipe in recipes.items():
+                shared = replace(recipe, weights="float")  # weights are compressed last: what comes before is common
+                if shared not in converted:
+                    converted[shared] = self._converted(graph, shared, feeds)
+                compressed(converted[shared], recipe.weights).save(str(paths[precision]))
+                # A table for a debugger, which coremltools adds; no part of a package that ships.
+                (paths[precision] / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
     def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """Return what an app feeds: uint8 becomes float32, and a cache loses an axis."""
-        return tuple(_spec(spec) for spec in graph.inputs)
+        """Return what an app feeds. A state buffer is no input."""
+        return tuple(self._spec(spec) for spec in graph.inputs if spec.name not in self._states(graph))
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what an app gets."""
-        return tuple(_spec(spec) for spec in graph.outputs)
+        return tuple(self._spec(spec) for spec in graph.outputs if spec.name not in self._states(graph))
 
     @staticmethod
     def file_name(graph: Graph, output: TensorSpec) -> str:
@@ -71,53 +114,88 @@ class CoremlTarget:
 
     def tools(self) -> dict[str, str]:
         """Return the versions of what writes the folder."""
-        return {name: version(name) for name in ("torch", "coremltools")}
+        return {name: version(name) for name in ("torch", "coremltools", "executorch", "torchao")}
 
     def notes(self, graph: Graph) -> tuple[str, ...]:
         """Return what a reader of the graph's record must know."""
-        notes = ["Converted on a system without CoreML: running it, and so its parity, needs an Apple device."]
-        if any(spec.dtype == "uint8" for spec in graph.inputs):
-            notes.append("Feed the 8-bit levels 0 to 255 as float32: CoreML arrays have no 8-bit type.")
-        if any(len(spec.shape) > _MAX_RANK for spec in (*graph.inputs, *graph.outputs)):
+        notes = ["Converted on a system without CoreML: seeing its speed and its rounding needs an Apple device."]
+        for spec in graph.inputs:
+            if spec.dtype == "uint8" and self.pixels == "array":
+                notes.append("Feed the 8-bit levels 0 to 255 as float32: CoreML arrays have no 8-bit type.")
+            elif spec.dtype == "uint8":
+                height, width = spec.shape[1:3]
+                notes.append(f"Feed a CVPixelBuffer (32BGRA) of exactly {width} x {height} preprocessed pixels.")
+        if any(len(spec.shape) > MAX_RANK for spec in (*graph.inputs, *graph.outputs)):
             notes.append("The cache's layer axis and key/value axis are one axis: CoreML stops at five.")
+        states = self._states(graph)
+        for name in states:
+            notes.append(
+                f"`{name}` is a float16 state buffer: write the prefill's `{name}` into it before the first step "
+                "(MLState.withMultiArray). Needs iOS 18 or macOS 15."
+            )
         for spec in graph.outputs:
-            if self.file_name(graph, spec) != spec.name:
+            if spec.name not in states and self.file_name(graph, spec) != spec.name:
                 notes.append(f"In the file the output `{spec.name}` is called `{spec.name}_out`.")
         return tuple(notes)
 
+    def _states(self, graph: Graph) -> tuple[str, ...]:
+        """Return what is kept in state buffers: whatever goes in and comes out again."""
+        taken = {spec.name for spec in graph.inputs}
+        return tuple(spec.name for spec in graph.outputs if self.stateful and spec.name in taken)
 
-def _no_bytes(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.dtype == torch.uint8 else tensor
+    def _converted(self, graph: Graph, recipe: CoremlRecipe, feeds: Sequence[Feed]) -> Any:
+        """Return coremltools' model of `graph`, its weights not compressed."""
+        # Captured anew each time: quantization and conversion change what they are given.
+        form = captured(graph)
+        if recipe.activations == "int8":
+            form = quantized(form, graph, feeds)
+        if self.pixels == "picture" and graph.role == "image_encoder":
+            form = form.with_picture()
+        states = self._states(graph)
+        if states:
+            form = form.with_state()
+        names = [self.file_name(graph, spec) for spec in graph.outputs if spec.name not in states]
+        return _convert(form, recipe, names)
+
+    def _spec(self, spec: TensorSpec) -> TensorSpec:
+        shape = (1, *spec.shape[1:])
+        if len(shape) > MAX_RANK:
+            shape = (shape[0], shape[1] * shape[2], *shape[3:])
+        array = spec.dtype == "uint8" and self.pixels == "array"
+        return TensorSpec(name=spec.name, dtype="float32" if array else spec.dtype, shape=shape)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1, 2) if tensor.dim() > _MAX_RANK else tensor
+def coreml_recipe(precision: str) -> CoremlRecipe:
+    """Return the recipe of `precision`.
 
-
-def _spec(spec: TensorSpec) -> TensorSpec:
-    shape = (1, *spec.shape[1:])
-    if len(shape) > _MAX_RANK:
-        shape = (shape[0], shape[1] * shape[2], *shape[3:])
-    return TensorSpec(name=spec.name, dtype="float32" if spec.dtype == "uint8" else spec.dtype, shape=shape)
-
-
-def _flatten_cache(module: fx.GraphModule) -> fx.GraphModule:
-    """Rewrite caches `(B, L, 2, H, S, K)` to `(B, 2 * L, H, S, K)`: CoreML knows no sixth axis.
-
-    Stacking layers `(B, 2, ...)` along axis 1 is, flattened, concatenating them; reading layer `l`,
-    part `p` is reading row `2 * l + p`.
+    Raises:
+        ExportError: there is none of that name.
     """
-    for node in list(module.graph.nodes):
-        if node.target is _STACK and node.meta["val"].dim() > _MAX_RANK:
-            node.target = _CAT
-        if node.op != "placeholder" or node.meta["val"].dim() <= _MAX_RANK:
-            continue
-        for layer in [user for user in node.users if user.target is _SELECT]:
-            for part in [user for user in layer.users if user.target is _SELECT]:
-                with module.graph.inserting_before(part):
-                    row = module.graph.call_function(_SELECT, (node, 1, 2 * layer.args[2] + part.args[2]))
-                part.replace_all_uses_with(row)
-                module.graph.erase_node(part)
-    module.graph.eliminate_dead_code()
-    # A new module, because the exported one carries a hook that checks its inputs' old shapes.
-    return fx.GraphModule(module, module.graph)
+    if precision not in RECIPES:
+        raise ExportError(
+            f"CoreML precision {precision!r}",
+            expected=f"one of {', '.join(RECIPES)}",
+            found=f"{precision!r}",
+            remedy="Correct the variant in the recipe.",
+        )
+    return RECIPES[precision]
+
+
+def _convert(form: Form, recipe: CoremlRecipe, names: Sequence[str]) -> Any:
+    import coremltools as ct
+
+    deployment = "iOS18" if form.state is not None else recipe.deployment
+    extra: dict[str, Any] = {}
+    if form.picture is not None:
+        shape = tuple(form.example[0].shape)
+        extra["inputs"] = [ct.ImageType(name=form.picture, shape=shape, color_layout=ct.colorlayout.RGB)]
+    return ct.convert(
+        torch.export.export(form.module, form.example).run_decompositions({}),
+        # Every result of ours is float32, also where half precision computes it.
+        outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
+        convert_to="mlprogram",
+        compute_precision=ct.precision.FLOAT32 if recipe.arithmetic == "float32" else ct.precision.FLOAT16,
+        minimum_deployment_target=getattr(ct.target, deployment),
+        skip_model_load=True,
+        **extra,
+    )

@@ -1,62 +1,98 @@
-"""ExecuTorch programs for the XNNPACK backend: what Android, iOS and Linux boards run on the CPU."""
+"""ExecuTorch programs for the XNNPACK backend: what Android, iOS and Linux boards run on the CPU.
+
+| precision | weights | arithmetic |
+|---|---|---|
+| `fp32` | float32 | float32 |
+| `int8` | int8 by output channel | int8, ranges by calibration (PT2E) |
+| `8da8w` | int8 by output channel, tables too | int8 in linear layers, ranges found in each call |
+| `8da4w` | 4 bits by groups of 32 inputs, tables 8 bits | int8 in linear layers, ranges found in each call |
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Final, Literal
 
 import torch
-from torch import fx
 from torch.export import ExportedProgram
 
-from pocketlens.core.bundle import Role, TensorSpec
-from pocketlens.core.errors import ExportError
-from pocketlens.export.folding import fold_batch_norm
+from pocketlens.core.bundle import TensorSpec
+from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
+from pocketlens.export.targets.executorch_dynamic import quantized_module
+from pocketlens.export.targets.executorch_program import captured, check_precision, one_row, write_program
+from pocketlens.export.targets.executorch_static import quantize_pt2e
 
-__all__ = ["ExecutorchTarget"]
+__all__ = ["RECIPES", "ExecutorchRecipe", "ExecutorchTarget"]
+
+
+@dataclass(frozen=True)
+class ExecutorchRecipe:
+    """How one precision is made.
+
+    Attributes:
+        weights: how they are stored.
+        activations: `float`; `static` has ranges from calibration, `dynamic` finds them in each call.
+    """
+
+    weights: Literal["float32", "int8", "int4"] = "float32"
+    activations: Literal["float", "static", "dynamic"] = "float"
+
+
+RECIPES: Final[dict[str, ExecutorchRecipe]] = {
+    "fp32": ExecutorchRecipe(),
+    "int8": ExecutorchRecipe(weights="int8", activations="static"),
+    "8da8w": ExecutorchRecipe(weights="int8", activations="dynamic"),
+    "8da4w": ExecutorchRecipe(weights="int4", activations="dynamic"),
+}
+"""By precision, as it stands in the name of a variant."""
 
 
 @dataclass(frozen=True)
 class ExecutorchTarget:
-    """Writes `.pte` files of batch 1 with one method, `forward`.
-
-    Int8 is PT2E: symmetric, per channel for weights, static for activations.
-    """
+    """Writes `.pte` files of batch 1 with one method, `forward`."""
 
     engine: ClassVar[Literal["executorch"]] = "executorch"
     suffix: ClassVar[str] = ".pte"
 
-    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> None:
-        """Write `graph` once for each precision (`fp32`, `int8`) in `paths`.
+    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> dict[str, Delegation]:
+        """Write `graph` once for each precision (the keys of `RECIPES`) in `paths`.
 
         Args:
             graph: what to write.
             paths: files by precision; their folders exist.
             feeds: calibration inputs of batch 1; used for `int8`.
 
+        Returns:
+            What XNNPACK took over, by precision.
+
         Raises:
-            ExportError: the lowering left nothing to the backend.
+            ExportError: an unknown precision, or the lowering left nothing to the backend.
         """
-        example = graph.example_row
+        for precision in paths:
+            check_precision("ExecuTorch", precision, tuple(RECIPES))
+        taken: dict[str, Delegation] = {}
         with quiet(), torch.no_grad():
-            module = fold_batch_norm(torch.export.export(graph.module, example).module())
-            program = torch.export.export(module, example)
+            # Imported here: it costs seconds, and warns.
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
             for precision, path in paths.items():
-                if precision == "int8":
-                    program = torch.export.export(_quantize(program.module(), graph, feeds), example)
-                _lower(program, graph.role, path)
+                program = _program(graph, RECIPES[precision], feeds)
+                taken[precision] = write_program(
+                    program, graph.role, path, backend="XNNPACK", partitioner=XnnpackPartitioner()
+                )
+        return taken
 
     def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what goes in."""
-        return tuple(_one_row(spec) for spec in graph.inputs)
+        return one_row(graph.inputs)
 
     def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
         """Return what comes out, in this order."""
-        return tuple(_one_row(spec) for spec in graph.outputs)
+        return one_row(graph.outputs)
 
     def tools(self) -> dict[str, str]:
         """Return the versions of what writes the file."""
@@ -67,67 +103,11 @@ class ExecutorchTarget:
         return ()
 
 
-def _one_row(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=(1, *spec.shape[1:]))
-
-
-def _lower(program: ExportedProgram, role: Role, path: Path) -> None:
-    # Imported here: executorch.exir costs seconds.
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-        XnnpackPartitioner,
-    )
-    from executorch.devtools.backend_debug import get_delegation_info
-    from executorch.exir import (
-        EdgeCompileConfig,
-        ExecutorchBackendConfig,
-        to_edge_transform_and_lower,
-    )
-
-    edge = to_edge_transform_and_lower(
-        program,
-        partitioner=[XnnpackPartitioner()],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-    )
-    if not get_delegation_info(edge.exported_program().graph_module).num_delegated_nodes:
-        raise ExportError(
-            f"ExecuTorch program {role}",
-            expected="operators that XNNPACK takes over",
-            found="none",
-            remedy="Check the installed executorch against constraints.txt.",
-        )
-    lowered = edge.to_executorch(ExecutorchBackendConfig(do_quant_fusion_and_const_prop=True))
-    with path.open("wb") as stream:
-        lowered.write_to_file(stream)
-
-
-def _quantize(module: fx.GraphModule, graph: Graph, feeds: Sequence[Feed]) -> fx.GraphModule:
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-
-    class FloatLogits(XNNPACKQuantizer):  # type: ignore[misc] # the base class has no types
-        """Leaves the layer that gives the logits in float: in int8 it alone changes most greedy captions."""
-
-        def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-            annotated: fx.GraphModule = super().annotate(model)
-            results = cast("tuple[fx.Node, ...]", annotated.graph.output_node().args[0])
-            for spec, node in zip(graph.outputs, results, strict=True):
-                if spec.name == "logits":
-                    node.meta.pop(Q_ANNOTATION_KEY, None)
-            return annotated
-
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    if graph.role == "image_encoder":
-        quantizer = XNNPACKQuantizer().set_global(config)
-    else:
-        # Only the matrix products. The sum of scores and a mask of -1e4 would get steps of 39 in 8 bits, which
-        # wipes the scores out (a trained text tower: cosine 0.56).
-        quantizer = FloatLogits().set_operator_type(torch.ops.aten.linear.default, config)
-    prepared = prepare_pt2e(module, quantizer)
-    for feed in feeds:
-        prepared(*(torch.from_numpy(feed[spec.name].copy()) for spec in graph.inputs))
-    converted: fx.GraphModule = convert_pt2e(prepared)
-    return converted
+def _program(graph: Graph, recipe: ExecutorchRecipe, feeds: Sequence[Feed]) -> ExportedProgram:
+    example = graph.example_row
+    if recipe.activations == "dynamic":
+        return captured(quantized_module(graph, "int4" if recipe.weights == "int4" else "int8"), example)
+    program = captured(graph.module, example)
+    if recipe.activations == "static":
+        program = torch.export.export(quantize_pt2e(program.module(), graph, feeds), example)
+    return program

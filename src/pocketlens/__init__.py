@@ -5,6 +5,7 @@
 >>> lens.caption("cat.jpg").text             # doctest: +SKIP
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["Caption", "Lens", "PocketlensError", "__version__", "load"]
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its use to its maker unless told not to (since 1.29; it keeps a device id and an event database
+# in the home folder). Nothing leaves a device here without consent. Set before anything imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Caption": "pocketlens.core.captions",

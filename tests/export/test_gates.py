@@ -5,7 +5,7 @@ from pocketlens.core.bundle import Bundle, GraphRecord, Parity, Quality
 from pocketlens.core.errors import ParityGateFailed, SpeedGateFailed
 from pocketlens.export.gates import check_parity, check_quality, check_speed
 from pocketlens.export.parity import measure_parity
-from pocketlens.export.recipe import Gates
+from pocketlens.export.recipe import Gates, Limits
 from pocketlens.export.reference import Reference
 from pocketlens.runtime.engines import open_engine
 
@@ -60,10 +60,42 @@ def test_graphs_at_their_limit_and_graphs_that_cannot_run_here_pass() -> None:
     check_parity(good, Gates())
 
 
+@pytest.mark.parametrize(
+    ("precision", "parity", "words"),
+    [
+        ("fp16", cosine(0.9, 0.998), "at least 0.999 .*fp16_min_mean_cosine"),
+        ("int8_dynamic", cosine(0.9, 0.96), "at least 0.97 .*int8_min_mean_cosine"),
+        ("int4", cosine(0.9, 0.94), r"at least 0.95 .*limits\.int4\.mean_cosine.* found 0.940000"),
+        ("int4", cosine(0.7, 0.96), r"at least 0.8 .*limits\.onnx-int4\.min_cosine.* found 0.700000"),
+        ("int8", cosine(0.5, 0.99), r"at least 0.6 .*limits\.onnx-int8/text_encoder\.p1_cosine"),
+        ("fp32", cosine(0.9999, 1.0), r"at least 0.99999 .*limits\.fp32\.min_cosine"),
+        ("int4", agreement(0.2), r"token_agreement of at least 0.3 .*limits\.int4\.token_agreement"),
+    ],
+)
+def test_the_narrowest_limit_counts(precision: str, parity: Parity, words: str) -> None:
+    limits = {
+        "int4": Limits(mean_cosine=0.95, min_cosine=0.1, token_agreement=0.3),
+        "onnx-int4": Limits(min_cosine=0.8),
+        "int8": Limits(p1_cosine=0.1),
+        "onnx-int8/text_encoder": Limits(p1_cosine=0.6),
+        "fp32": Limits(min_cosine=0.99999),
+    }
+    with pytest.raises(ParityGateFailed, match=words):
+        check_parity([graph(precision, parity=parity)], Gates(limits=limits))
+
+
+def test_half_precision_is_marked_when_slower_but_never_refused() -> None:
+    slower = graph("fp16", speedup=0.8)
+    _, marked = check_speed([graph("fp32"), slower], Gates())
+    assert not marked.preferred
+    assert marked.notes == ("First.", "Runs at 0.80 times the speed of its fp32 twin on the exporting machine.")
+
+
 def test_a_slower_quantized_graph_fails_unless_its_role_is_accepted() -> None:
     slower = graph(speedup=0.8)
     with pytest.raises(SpeedGateFailed, match=r"onnx-int8 text_encoder: expected at least 1 times .* found 0.80 times"):
         check_speed([graph("fp32"), slower], Gates(accept_slower=("image_encoder",)))
+    check_speed([graph("fp32"), slower], Gates(accept_slower=("onnx-int8",)))
     fp32, accepted = check_speed([graph("fp32"), slower], Gates(accept_slower=("text_encoder",)))
     assert fp32 == graph("fp32")
     assert not accepted.preferred

@@ -227,9 +227,9 @@ def test_progress_is_reported_for_every_job(
     _take_graphs_from(bundle, monkeypatch)
     told: list[tuple[str, int, int]] = []
     lowering.lower(
-        student_folder,
+        str(student_folder),
         {"onnx-fp32": tmp_path},
-        {},
+        {role: [] for role in ROLES},
         workers=0,
         progress=lambda what, done, total: told.append((what, done, total)),
     )

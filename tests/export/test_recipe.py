@@ -1,10 +1,12 @@
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from pocketlens.core.errors import RecipeError
 from pocketlens.export import VARIANTS, ExportRecipe, load_recipe
-from pocketlens.export.recipe import split_variant
+from pocketlens.export.recipe import DEFAULT_VARIANTS, choose_variants, split_variant
+from pocketlens.export.targets import TARGETS
 
 
 def test_a_recipe_is_read_from_toml(tmp_path: Path) -> None:
@@ -30,6 +32,8 @@ def test_a_recipe_is_read_from_toml(tmp_path: Path) -> None:
         ("latency_runs = 0", "latency_runs: expected at least 1"),
         ("workers = -1", "workers: expected 0 or more"),
         ('[gates]\naccept_slower = ["ears"]', "variant/role, found 'ears'"),
+        ("[gates.limits.int3]\nmean_cosine = 0.9", "variant/role, found 'int3'"),
+        ("[gates.limits.int4]\nmax_cosine = 0.9", "unknown field `max_cosine`"),
         ("seed =", "seed"),
     ],
 )
@@ -48,7 +52,50 @@ def test_a_missing_recipe_is_told(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.toml")
 
 
-def test_everything_is_exported_by_default_and_nothing_slower_is_accepted() -> None:
-    assert ExportRecipe().variants == VARIANTS
+def test_the_default_is_part_of_everything_and_nothing_slower_is_accepted() -> None:
+    assert ExportRecipe().variants == DEFAULT_VARIANTS
+    assert set(DEFAULT_VARIANTS) < set(VARIANTS)
     assert ExportRecipe().gates.accept_slower == ()
     assert split_variant("executorch-int8") == ("executorch", "int8")
+
+
+def test_every_variant_belongs_to_a_target_and_has_a_recipe_there() -> None:
+    for target in TARGETS:
+        precisions = {split_variant(variant)[1] for variant in VARIANTS if split_variant(variant)[0] == target}
+        module = import_module(f"pocketlens.export.targets.{'coreml' if target == 'coremlstate' else target}")
+        assert precisions
+        assert precisions <= set(module.RECIPES)
+    assert {split_variant(variant)[0] for variant in VARIANTS} == set(TARGETS)
+
+
+def test_variants_are_chosen_by_target_by_name_and_by_precision() -> None:
+    assert choose_variants(["all"]) == VARIANTS
+    assert choose_variants(["onnx-int8", "tensorrt"]) == ("onnx-int8", "tensorrt-fp16", "tensorrt-int8")
+    assert choose_variants(["onnx", "executorch"], ["int8"]) == ("onnx-int8", "executorch-int8")
+
+
+@pytest.mark.parametrize(
+    ("targets", "precisions", "found"),
+    [
+        (["onyx"], [], "onyx"),
+        (["onnx"], ["int3"], "int3"),
+        (["tensorrt"], ["8da4w"], "8da4w, tensorrt"),
+        ([], [], "nothing"),
+    ],
+)
+def test_names_that_fit_nothing_are_told(targets: list[str], precisions: list[str], found: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        choose_variants(targets, precisions)
+    assert caught.value.found == found
+
+
+def test_limits_are_read_by_precision_variant_and_graph(tmp_path: Path) -> None:
+    path = tmp_path / "export.toml"
+    path.write_text(
+        "[gates.limits.int4]\nmean_cosine = 0.9\n"
+        '[gates.limits."onnx-int4/text_encoder"]\nmin_cosine = 0.8\ntoken_agreement = 0.5\n'
+    )
+    limits = load_recipe(path).gates.limits
+    assert limits["int4"].mean_cosine == 0.9
+    assert limits["int4"].min_cosine is None
+    assert limits["onnx-int4/text_encoder"].token_agreement == 0.5

@@ -1,14 +1,19 @@
 """Bundles: export, verify, inspect."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from pocketlens.commands.integrity import Keys
 from pocketlens.commands.options import AsJson
 from pocketlens.console import out, out_json, progress, say
 from pocketlens.core.errors import BundleError
+
+if TYPE_CHECKING:
+    from pocketlens.core.bundle import Bundle
+    from pocketlens.export import ExportRecipe
 
 __all__ = ["export", "inspect", "verify"]
 
@@ -47,9 +52,7 @@ def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
 def verify(
     bundle: BundleArgument,
     key: Keys = None,
-    probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Try every graph in a child process first.")
-    ] = True,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Try every graph in a child process first.")] = True,
     tensors: Annotated[
         Path | None,
         typer.Option(
@@ -99,30 +102,84 @@ def _diagnose(bundle: Path, tensors: Path, precision: str, *, as_json: bool) -> 
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A training run: the folder with student.json.")],
-    data: Annotated[
-        Path,
-        typer.Option("--data", help="The run's WORK folder: its pictures calibrate and judge.", show_default=False),
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A training run (the folder with student.json), `open_clip:NAME` or `hf:NAME`."
+        ),
     ],
     out_folder: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="For a run: its WORK folder, whose pictures calibrate and judge."),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", metavar="FILE.jsonl", help="For another model: captioned pictures; see the docs."),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="An export recipe (TOML): see docs/recipes.md.")] = None,
-    name: Annotated[str, typer.Option(help="The bundle's name.")] = "student",
+    target: Annotated[
+        str, typer.Option("--target", help="Targets or variants by commas, or `all`, instead of the recipe's.")
+    ] = "",
+    precision: Annotated[str, typer.Option("--precision", help="With --target: these precisions only.")] = "",
+    name: Annotated[str | None, typer.Option(help="The bundle's name; by default the model's.")] = None,
+    licence: Annotated[str | None, typer.Option(help="For another model: the bundle's licence, an SPDX id.")] = None,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Refuse licences that forbid commercial use.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Export a student to every target of the recipe; a graph that fails its gate fails the export."""
+    """Export a student, or a model of another library; a graph that fails its gate fails the export."""
+    from pocketlens.export import ExportRecipe, load_recipe
+    from pocketlens.export.licences import licence_warnings
+    from pocketlens.export.recipe import choose_variants
+    from pocketlens.export.sources import is_direct
+
+    plan = load_recipe(recipe) if recipe else ExportRecipe()
+    if target:
+        wanted = choose_variants(target.split(","), precision.split(",") if precision else ())
+        plan = msgspec.structs.replace(plan, variants=wanted)
+    if is_direct(source):
+        from pocketlens.export.sources.exporting import export_direct
+
+        if pictures is None:
+            raise typer.BadParameter("a direct export needs --pictures FILE.jsonl: see docs/direct-export.md")
+        with progress() as report:
+            bundle = export_direct(
+                source,
+                out_folder,
+                recipe=plan,
+                pictures=pictures,
+                name=name,
+                licence=licence,
+                commercial=commercial,
+                progress=lambda what, done, total: report("export", done, total, what),
+            )
+    else:
+        if data is None:
+            raise typer.BadParameter("the export of a training run needs --data WORK")
+        bundle = _export_run(
+            Path(source), data, out_folder, plan, name or "student", commercial=commercial, keep_going=bool(target)
+        )
+    for line in licence_warnings(bundle.manifest):
+        say(line)
+    return inspect(bundle.root, as_json=as_json)
+
+
+def _export_run(
+    run: Path, data: Path, out_folder: Path, plan: "ExportRecipe", name: str, *, commercial: bool, keep_going: bool
+) -> "Bundle":
+    """Export the student of a training run and return its bundle; `keep_going` leaves out what fails."""
     from pocketlens.distill.pipeline import Workspace, teacher_records
     from pocketlens.distill.recipe import read_recipe
     from pocketlens.distill.scenes import read_split
-    from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
+    from pocketlens.export import Samples, export_student
+    from pocketlens.outcome_table import outcome_table
 
-    plan, space, trained = (
-        load_recipe(recipe) if recipe else ExportRecipe(),
-        Workspace(data),
-        read_recipe(run / "recipe.toml"),
-    )
+    space, trained = Workspace(data), read_recipe(run / "recipe.toml")
     test, train = (read_split(space.data, split) for split in ("test", "train"))
-    with progress() as report:
-        bundle = export_student(
+    with outcome_table() as watch:
+        return export_student(
             run,
             out_folder,
             recipe=plan,
@@ -132,6 +189,7 @@ def export(
             licence=trained.licence,
             teachers=teacher_records(trained),
             provenance={"recipe": trained.name},
-            progress=lambda what, done, total: report("export", done, total, what),
+            commercial=commercial,
+            keep_going=keep_going,
+            watch=watch,
         )
-    return inspect(bundle.root, as_json=as_json)

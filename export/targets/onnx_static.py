@@ -1,0 +1,177 @@
+"""Static int8 for ONNX Runtime: QDQ with ranges from calibration.
+
+Activations are unsigned, weights per channel in 7 bits (-64..64). On x86 without VNNI the kernels
+multiply those through `pmaddubsw`, whose 16-bit sums saturate with 8-bit weights: mean cosine 0.9979
+against 0.9995 with 7 bits. Unsigned weights (0.9998) are as right, but take another kernel that is
+slower than float. Calibration is min-max: entropy gives the same ranges, percentiles a lower minimum
+(0.9955 against 0.9974). All on the image tower of a trained `nano`.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from pocketlens.core.bundle import Role
+from pocketlens.core.errors import ExportError
+from pocketlens.export.graphs import Graph
+from pocketlens.export.quiet import quiet
+from pocketlens.export.reference import Feed
+from pocketlens.export.targets.onnx_float import kept_in_float, replace_graph
+
+__all__ = ["OPERATORS", "CalibrationFeeds", "quantize_static_int8"]
+
+_CENTRED: Final = "pixels_centred"
+_LEVELS: Final = 255
+
+# What is worth quantizing. Softmax, GELU and the norms stay in float: they are cheap, and quantizing
+# additions and multiplications around them brought the text embedding down to cosine 0.25 (from
+# 0.9999). Residual additions of the image tower are in: each would cost a pair of conversions.
+OPERATORS: Final[dict[Role, tuple[str, ...]]] = {
+    "image_encoder": ("Conv", "Add", "Relu", "Gemm", "MatMul"),
+    "text_encoder": ("MatMul", "Gemm", "Gather"),
+    "caption_prefill": ("MatMul", "Gemm"),
+    "caption_decode": ("MatMul", "Gemm", "Gather"),
+}
+
+
+def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path: Path) -> None:
+    """Write `source`, the float model of `graph`, to `path` with int8 weights and uint8 activations.
+
+    Args:
+        graph: gives the role.
+        source: an ONNX file; an image encoder's normalisation is folded into its weights there.
+        feeds: calibration inputs of batch 1.
+        path: the file to write.
+
+    Raises:
+        ExportError: an image encoder that does not begin with its normalisation.
+    """
+    # Imported here: onnxruntime.quantization costs half a second.
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    # Attention's products of two activations stay in float: they gain no speed and lose accuracy.
+    options: dict[str, object] = {"MatMulConstBOnly": True}
+    if graph.role == "image_encoder":
+        zero_point = _fold_normalisation(source)
+        options["TensorQuantOverrides"] = {
+            _CENTRED: [{"scale": np.array(1, np.float32), "zero_point": np.array(zero_point, np.uint8)}]
+        }
+    with quiet():
+        quantize_static(
+            source,
+            path,
+            CalibrationFeeds(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS[graph.role]),
+            nodes_to_exclude=kept_in_float(onnx.load(source).graph),
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options=options,
+        )
+    if graph.role == "image_encoder":
+        _feed_pixels_unconverted(path)
+
+
+class CalibrationFeeds:
+    """The iterator that ONNX Runtime's calibration wants."""
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        """Return the next input, `None` at the end."""
+        return next(self._feeds, None)
+
+
+def _first_steps(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the first five nodes that the pixels go through; a look at their shape is not a step."""
+    steps: list[onnx.NodeProto] = []
+    name = graph.input[0].name
+    for _ in range(5):
+        users = [node for node in graph.node if name in node.input and node.op_type != "Shape"]
+        if len(users) != 1:
+            break
+        steps.append(users[0])
+        name = users[0].output[0]
+    return steps
+
+
+def _fold_normalisation(path: Path) -> int:
+    """Move mean and standard deviation into the first convolution; return the pixels' zero point.
+
+    The student computes `conv(pixels * scale + shift)`. That equals `conv'(pixels - zero) + bias'`
+    for any `zero`, except within the padding, where the picture ends: there `conv'` sees the level
+    `zero` instead of the mean. `zero` is the integer nearest to the mean level, so that the
+    difference is below a level (measured: cosine to the unfolded graph 0.99997). The gain: pixels
+    are 8-bit integers already and go into the first quantized convolution as they are, where
+    normalising them first took 1.0 of 2.1 ms.
+    """
+    model = onnx.load(path)
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    steps = _first_steps(graph)
+    found = [node.op_type for node in steps]
+    if found != ["Cast", "Transpose", "Mul", "Add", "Conv"]:
+        raise ExportError(
+            "ONNX graph image_encoder",
+            expected="a student that begins with cast, transpose, multiply, add and a convolution",
+            found=", ".join(found),
+            remedy="Export without int8, or keep normalisation in front of the backbone.",
+        )
+    _, turn, multiply, add, conv = steps
+    scale = numpy_helper.to_array(constants[multiply.input[1]]).reshape(-1).astype(np.float64)
+    shift = numpy_helper.to_array(constants[add.input[1]]).reshape(-1).astype(np.float64)
+    zero = int(np.clip(np.round(np.mean(-shift / scale)), 0, _LEVELS))
+    weight = numpy_helper.to_array(constants[conv.input[1]]).astype(np.float64)  # (O, 3, kh, kw)
+    if len(conv.input) < 3:  # a vision transformer's patches: what shift and zero point add needs a place
+        conv.input.append("pixels_bias")
+        constants["pixels_bias"] = numpy_helper.from_array(np.zeros(len(weight), np.float32), "pixels_bias")
+    bias = numpy_helper.to_array(constants[conv.input[2]]).astype(np.float64)
+    bias = bias + (weight * (shift + zero * scale)[None, :, None, None]).sum(axis=(1, 2, 3))
+    weight = weight * scale[None, :, None, None]
+    for name, value in ((conv.input[1], weight), (conv.input[2], bias)):
+        constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+    centre = helper.make_node("Sub", [turn.output[0], "pixels_zero"], [_CENTRED], name="centre")
+    conv.input[0] = _CENTRED
+    gone = {multiply.output[0], add.output[0]}
+    nodes = []
+    for node in graph.node:
+        if node.output[0] not in gone:
+            nodes += [node, centre] if node.output[0] == turn.output[0] else [node]
+    unused = {multiply.input[1], add.input[1]}
+    kept = [tensor for name, tensor in constants.items() if name not in unused]
+    replace_graph(graph, nodes, [*kept, numpy_helper.from_array(np.array(zero, np.float32), "pixels_zero")])
+    onnx.save(model, path)
+    return zero
+
+
+def _feed_pixels_unconverted(path: Path) -> None:
+    """Cut `cast, subtract, quantize` out of a quantized image encoder: the pixels are that already."""
+    model = onnx.load(path)
+    graph = model.graph
+    maker = {name: node for node in graph.node for name in node.output}
+    quantize = next(node for node in graph.node if _CENTRED in node.input)
+    dequantize = next(node for node in graph.node if quantize.output[0] in node.input)
+    centre = maker[_CENTRED]
+    turn = maker[centre.input[0]]
+    cast = maker[turn.input[0]]
+    turn.input[0] = cast.input[0]
+    dequantize.input[0] = turn.output[0]
+    cut = {node.name for node in (cast, centre, quantize)}
+    nodes = [node for node in graph.node if node.name not in cut]
+    used = {name for node in nodes for name in node.input}
+    replace_graph(graph, nodes, [tensor for tensor in graph.initializer if tensor.name in used])
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

@@ -1,0 +1,93 @@
+"""From a model's name to a bundle that verifies, loads, embeds and captions."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import pocketlens
+from pocketlens.core.errors import BundleIncomplete
+from pocketlens.export import ExportRecipe, Gates, Samples, verify_bundle
+from pocketlens.export.sources import open_source
+from pocketlens.export.sources.exporting import export_direct
+from tests.export import direct_models as models
+
+RECIPE = ExportRecipe(
+    variants=("onnx-fp32",), calibration_samples=4, latency_runs=3, golden_samples=2, gates=Gates(min_speedup=1e-6)
+)
+
+
+@pytest.fixture
+def pictures(samples: tuple[Samples, Samples], tmp_path: Path) -> Path:
+    test, _ = samples
+    path = tmp_path / "pictures.jsonl"
+    lines = [{"image": str(p), "captions": [c]} for p, c in zip(test.pictures, test.captions, strict=True)]
+    path.write_bytes(b"\n".join(msgspec.json.encode(line) for line in lines))
+    return path
+
+
+@torch.no_grad()
+def test_a_dual_encoder_becomes_a_bundle_in_one_call(
+    pictures: Path, samples: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    folder = models.write_open_clip(tmp_path / "model", vision=models.VIT, text=models.CLIP_TEXT)
+    name = f"open_clip:local-dir:{folder}"
+    bundle = export_direct(name, tmp_path / "bundle", recipe=RECIPE, pictures=pictures)
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.licence, manifest.tasks, manifest.caption) == (
+        "tiny-dual-encoder", "MIT", ("embed",), None,
+    )  # fmt: skip
+    assert [(t.id, t.licence, t.task) for t in manifest.teachers] == [("tiny-dual-encoder", "MIT", "embedding")]
+    assert manifest.model_version == open_source(name).digest[:12]
+    assert {g.role for g in manifest.graphs} == {"image_encoder", "text_encoder"}
+    assert all(g.parity is not None and g.parity.minimum > 0.9999 for g in manifest.graphs)
+    assert "texts have the ids of the model's own tokenizer" in manifest.provenance["tokenizer_agreement"]
+    figures = {(q.subject, q.metric): q.value for q in manifest.quality}
+    assert figures["onnx-fp32", "r1_i2t"] == figures["student", "r1_i2t"]
+    assert verify_bundle(bundle.root).passed
+    lens = pocketlens.load(bundle.root)
+    original = open_source(name).model.original
+    text = open_source(name).tokenizer.encode_batch(["a red ball"])
+    np.testing.assert_allclose(lens.embed_text("a red ball"), original.texts(torch.from_numpy(text))[0], atol=1e-5)
+    assert lens.embed_image(samples[0].pictures[0]).shape == (24,)
+    with pytest.raises(BundleIncomplete):
+        lens.caption(samples[0].pictures[0])
+
+
+def test_a_blip_captioner_becomes_a_bundle_in_one_call(
+    pictures: Path, samples: tuple[Samples, Samples], tmp_path: Path
+) -> None:
+    name = f"hf:{models.write_blip(tmp_path / 'model')}"
+    bundle = export_direct(name, tmp_path / "bundle", recipe=RECIPE, pictures=pictures, licence="BSD-3-Clause")
+    manifest = bundle.manifest
+    assert (manifest.tasks, manifest.licence) == (("caption",), "BSD-3-Clause")
+    assert {g.role for g in manifest.graphs} == {"image_encoder", "caption_prefill", "caption_decode"}
+    parity = {g.role: g.parity for g in manifest.graphs}
+    assert parity["caption_decode"] is not None
+    assert (parity["caption_decode"].metric, parity["caption_decode"].mean) == ("token_agreement", 1.0)
+    figures = {(q.subject, q.metric): q.value for q in manifest.quality}
+    assert figures["onnx-fp32", "cider"] == figures["student", "cider"]
+    assert verify_bundle(bundle.root).passed
+    lens = pocketlens.load(bundle.root)
+    assert lens.caption(samples[0].pictures[0]).source == "device"
+    with pytest.raises(BundleIncomplete):
+        lens.embed_text("a red ball")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "siglip", "fastvit", "blip"])
+def test_int8_of_every_kind_is_lowered_and_measured(kind: str, pictures: Path, tmp_path: Path) -> None:
+    text = models.CLIP_TEXT | {"no_causal_mask": True}
+    folder = tmp_path / "model"
+    if kind == "fastvit":
+        name = f"open_clip:local-dir:{models.write_open_clip(folder, vision=models.FASTVIT, text=text, custom=True)}"
+    else:
+        write = {"clip": models.write_clip, "siglip": models.write_siglip, "blip": models.write_blip}[kind]
+        name = f"hf:{write(folder)}"
+    gates = Gates(min_speedup=1e-6, int8_min_mean_cosine=0.9)
+    recipe = msgspec.structs.replace(RECIPE, variants=("onnx-fp32", "onnx-int8"), gates=gates)
+    bundle = export_direct(name, tmp_path / "bundle", recipe=recipe, pictures=pictures)
+    assert {g.precision for g in bundle.manifest.graphs} == {"fp32", "int8"}
+    assert verify_bundle(bundle.root).passed
