@@ -111,7 +111,7 @@ def reinforce(
             progress(sum(finished), len(samples))
         return path
 
-    # One operator of a small teacher is too short to be split over threads; shards are not.
+    # Shards beside each other, not each operator split over threads: see `pocketlens.distill.threads`.
     with single_threads(workers) as pool:
         return list(pool.map(make, *zip(*enumerate(batches(len(samples), shard)), strict=True)))
 

@@ -1,8 +1,8 @@
 """Copies of a model that share one step, each with its part of the batch in a thread of its own.
 
-On a CPU the operators of a small model are too short to be split over threads: two threads inside each operator
-bring a quarter more pictures a second, two copies of the model bring twice as many (benchmarks/training_threads.py).
-A thread spends nearly all of a step in operators that release the interpreter lock.
+On an idle CPU this is as fast as splitting each operator over the threads, 1.6 times one thread on two cores. Beside
+other work it is faster: threads that meet at the end of every operator wait for the slowest one, copies meet twice a
+step (benchmarks/training_threads.py; figures in docs/LOG.md).
 
 The sum of the parts' gradients is taken in a fixed order, so a run is reproducible for its number of copies.
 Each copy's batch norm sees its own part of the batch, as under data-parallel training without synchronised norms.

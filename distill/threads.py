@@ -1,8 +1,8 @@
 """Threads that each run torch's operators alone.
 
-On a CPU the operators of a small model are too short to be split over threads. Several pieces of work beside each
-other, each on one thread, use the cores better; a thread spends most of its time in operators, which release the
-interpreter lock.
+The operators of a small model are short. Split over threads they cost a meeting each, which is dear when other
+processes want the cores; several pieces of work beside each other, each on one thread, meet only at their ends. A
+thread spends most of its time in operators, which release the interpreter lock.
 """
 
 import sys
