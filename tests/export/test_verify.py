@@ -88,3 +88,13 @@ def test_variants_of_other_machines_are_skipped_by_name(bundle: Bundle, tmp_path
     report = verify_bundle(resealed(bundle, root, graphs=foreign))
     assert report.skipped == ("coreml-int8",)
     assert report.passed
+
+
+def test_a_variant_that_lacks_a_graph_is_checked_with_what_it_has(bundle: Bundle, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    kept = [g for g in bundle.manifest.graphs if (g.precision, g.role) != ("int8", "image_encoder")]
+    (root / "graphs" / "onnx-int8" / "image_encoder.onnx").unlink()
+    report = verify_bundle(resealed(bundle, root, graphs=tuple(kept)))
+    assert report.passed
+    assert [check.stage for check in report.checks if check.subject == "onnx-int8"] == ["text_embedding"]
