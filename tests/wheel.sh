@@ -22,7 +22,7 @@ tools = sum(f.stat().st_size for name in ("pip", "setuptools") for f in site.glo
 megabytes = (size - tools) / 1e6
 print(f"core install: {megabytes:.1f} MB")
 # The aim is 150; numpy, onnxruntime and Pillow alone take 164 (docs/LOG.md). This keeps it from growing.
-assert megabytes < 265, "the core install grew"
+assert megabytes < 275, "the core install grew"
 PY
 pictures=("$demo"/work/data/test/00000*.jpg)
 run="$work/venv/bin/pocketlens"
