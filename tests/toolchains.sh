@@ -6,6 +6,10 @@ missing=()
 for program in gcc g++ clang aarch64-linux-gnu-gcc qemu-aarch64-static; do
     command -v "$program" > /dev/null || missing+=("$program")
 done
+# clang may be there without the libraries of its sanitizers
+if command -v clang > /dev/null && ! echo 'int main(void) { return 0; }' | clang -x c -fsanitize=address - -o /dev/null 2> /dev/null; then
+    missing+=("clang's sanitizers")
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 if ! command -v apt-get > /dev/null || [ "$(id -u)" -ne 0 ]; then
     echo "not installed: ${missing[*]}; docs/device-kit.md names the Debian packages" >&2
