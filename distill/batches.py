@@ -49,6 +49,7 @@ class TrainingSet:
         reinforced: the teachers' answers, rows as in `samples`.
         tokenizer: the student's.
         teacher_caption_share: probability that a step reads the teacher's caption instead of a human one.
+        with_concepts: whether the words that captions agree on are looked for; without, K is 0.
         seed: decides the order, the view and the caption of each step.
 
     Attributes:
@@ -63,6 +64,7 @@ class TrainingSet:
         tokenizer: Tokenizer,
         *,
         teacher_caption_share: float,
+        with_concepts: bool = False,
         seed: int,
     ) -> None:
         self._pixels = pixels
@@ -72,7 +74,8 @@ class TrainingSet:
         captions = [(*sample.captions, written) for sample, written in zip(samples, reinforced.captions, strict=True)]
         texts = [text for of_picture in captions for text in of_picture]
         self._ids = tokenizer.encode_batch(texts).reshape(len(samples), -1, tokenizer.text_length)
-        self.concepts = find_concepts(captions)
+        # Captions of nothing agree on nothing.
+        self.concepts = find_concepts(captions if with_concepts else [()] * len(captions))
 
     def batch(self, step: int, size: int) -> Batch:
         """Return the rows of `step`; the same `(seed, step, size)` always gives the same batch."""

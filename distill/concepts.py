@@ -13,6 +13,7 @@ different pictures would. It is 1 for a word that is strewn at random and large 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ _MIN_PICTURES = 0.005
 _POWER = 2.0
 
 
-class Concepts:
+class Concepts(NamedTuple):
     """Words as labels.
 
     Attributes:
@@ -36,10 +37,9 @@ class Concepts:
         weights: `(K,)` float32, mean 1: a rarer, better agreed word counts more.
     """
 
-    def __init__(self, words: Sequence[str], labels: NDArray[np.bool_], weights: NDArray[np.float32]) -> None:
-        self.words = tuple(words)
-        self.labels = labels
-        self.weights = weights
+    words: tuple[str, ...]
+    labels: NDArray[np.bool_]
+    weights: NDArray[np.float32]
 
 
 def find_concepts(captions: Sequence[Sequence[str]]) -> Concepts:
@@ -62,7 +62,7 @@ def find_concepts(captions: Sequence[Sequence[str]]) -> Concepts:
     for row, bag in enumerate(bags):
         labels[row, [column[word] for word in set[str]().union(*bag) if word in column]] = True
     weights = np.array([lift[word] ** _POWER for word in words], dtype=np.float32)
-    return Concepts(words, labels, weights / weights.mean() if words else weights)
+    return Concepts(tuple(words), labels, weights / weights.mean() if words else weights)
 
 
 def concept_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

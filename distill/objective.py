@@ -33,7 +33,7 @@ class Objective(nn.Module):
     Args:
         student: the student.
         teacher_dim: width of the teacher's embeddings.
-        concepts: K, number of concept words, 0 for none.
+        concepts: `(K,)` float32, the weights of the concept words; empty for none.
     """
 
     concept_weights: Tensor

@@ -179,6 +179,7 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         reinforced,
         tokenizer,
         teacher_caption_share=share,
+        with_concepts=weights.concepts > 0,
         seed=recipe.seed,
     )
 

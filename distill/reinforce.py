@@ -87,7 +87,6 @@ def reinforce(
     base = hashlib.sha256(json.dumps([[tree_digest(f) for f in teacher_folders], views, seed]).encode())
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    finished: list[int] = []
 
     def make(number: int, rows: slice) -> Path:
         digest = base.copy()
@@ -106,14 +105,16 @@ def reinforce(
             with storage_errors(path):
                 save_file(tensors, partial, metadata={"captions": json.dumps(captions)})
                 partial.rename(path)
-        finished.append(rows.stop - rows.start)
-        if progress is not None:
-            progress(sum(finished), len(samples))
         return path
 
     # Shards beside each other, not each operator split over threads: see `pocketlens.distill.threads`.
+    paths, parts = [], list(batches(len(samples), shard))
     with single_threads(workers) as pool:
-        return list(pool.map(make, *zip(*enumerate(batches(len(samples), shard)), strict=True)))
+        for path, rows in zip(pool.map(make, range(len(parts)), parts), parts, strict=True):
+            paths.append(path)
+            if progress is not None:
+                progress(rows.stop, len(samples))
+    return paths
 
 
 def read_reinforced(paths: Sequence[Path]) -> Reinforced:

@@ -1,8 +1,10 @@
 """What every ExecuTorch backend shares: capture, partition, serialise, count what was delegated."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,8 +14,74 @@ from pocketlens.core.bundle import Role, TensorSpec
 from pocketlens.core.errors import ExportError
 from pocketlens.export.delegation import Delegation
 from pocketlens.export.folding import fold_batch_norm
+from pocketlens.export.graphs import Graph
+from pocketlens.export.quiet import quiet
+from pocketlens.export.reference import Feed
 
-__all__ = ["captured", "check_precision", "one_row", "write_program"]
+__all__ = ["ProgramTarget", "captured", "check_precision", "one_row", "write_program"]
+
+
+class ProgramTarget(ABC):
+    """Writes `.pte` files of batch 1 with one method, `forward`. A backend says what is its own.
+
+    Attributes:
+        backend: the delegate's name, in errors and in what is returned.
+        precisions: what it can be asked for.
+        packages: whose versions go into the graph's record.
+    """
+
+    suffix: ClassVar[str] = ".pte"
+    backend: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]] = ("torch", "executorch")
+
+    @abstractmethod
+    def partitioner(self, precision: str) -> Any:
+        """Return the ExecuTorch partitioner of one precision."""
+
+    def program(self, graph: Graph, precision: str, feeds: Sequence[Feed]) -> ExportedProgram:
+        """Return what is lowered; calibrated by `feeds` where the precision asks for it."""
+        return captured(graph.module, graph.example_row)
+
+    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> dict[str, Delegation]:
+        """Write `graph` once for each precision in `paths`.
+
+        Args:
+            graph: what to write.
+            paths: files by precision; their folders exist.
+            feeds: calibration inputs of batch 1.
+
+        Returns:
+            What the backend took over, by precision.
+
+        Raises:
+            ExportError: an unknown precision, or the lowering left nothing to the backend.
+        """
+        for precision in paths:
+            check_precision(f"ExecuTorch {self.backend}", precision, self.precisions)
+        with quiet(), torch.no_grad():
+            return {
+                precision: write_program(
+                    self.program(graph, precision, feeds),
+                    graph.role,
+                    path,
+                    backend=self.backend,
+                    partitioner=self.partitioner(precision),
+                )
+                for precision, path in paths.items()
+            }
+
+    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what goes in."""
+        return one_row(graph.inputs)
+
+    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
+        """Return what comes out, in this order."""
+        return one_row(graph.outputs)
+
+    def tools(self) -> dict[str, str]:
+        """Return the versions of what writes the file."""
+        return {name: version(name) for name in self.packages}
 
 
 def captured(module: nn.Module, example: tuple[torch.Tensor, ...]) -> ExportedProgram:

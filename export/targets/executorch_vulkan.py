@@ -4,20 +4,11 @@ Lowered on any system. Running one needs a Vulkan device and a runtime that is b
 which ExecuTorch's wheel for Linux is not.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-import torch
-
-from pocketlens.core.bundle import TensorSpec
-from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
-from pocketlens.export.quiet import quiet
-from pocketlens.export.reference import Feed
-from pocketlens.export.targets.executorch_program import captured, check_precision, one_row, write_program
+from pocketlens.export.targets.executorch_program import ProgramTarget
 
 __all__ = ["RECIPES", "ExecutorchVulkanRecipe", "ExecutorchVulkanTarget"]
 
@@ -40,49 +31,18 @@ RECIPES: Final[dict[str, ExecutorchVulkanRecipe]] = {
 """By precision, as it stands in the name of a variant."""
 
 
-@dataclass(frozen=True)
-class ExecutorchVulkanTarget:
-    """Writes `.pte` files of batch 1 with one method, `forward`."""
+class ExecutorchVulkanTarget(ProgramTarget):
+    """Programs for Vulkan; nothing is calibrated."""
 
     engine: ClassVar[Literal["executorch_vulkan"]] = "executorch_vulkan"
-    suffix: ClassVar[str] = ".pte"
+    backend = "Vulkan"
+    precisions = tuple(RECIPES)
 
-    def export(self, graph: Graph, paths: Mapping[str, Path], feeds: Sequence[Feed]) -> dict[str, Delegation]:
-        """Write `graph` once for each precision (the keys of `RECIPES`) in `paths`; nothing is calibrated.
+    def partitioner(self, precision: str) -> Any:
+        """Return Vulkan's partitioner."""
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-        Returns:
-            What Vulkan took over, by precision.
-
-        Raises:
-            ExportError: an unknown precision, or the lowering left nothing to the backend.
-        """
-        for precision in paths:
-            check_precision("ExecuTorch Vulkan", precision, tuple(RECIPES))
-        taken: dict[str, Delegation] = {}
-        with quiet(), torch.no_grad():
-            from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
-
-            for precision, path in paths.items():
-                taken[precision] = write_program(
-                    captured(graph.module, graph.example_row),
-                    graph.role,
-                    path,
-                    backend="Vulkan",
-                    partitioner=VulkanPartitioner({"force_fp16": RECIPES[precision].half}),
-                )
-        return taken
-
-    def inputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """Return what goes in."""
-        return one_row(graph.inputs)
-
-    def outputs(self, graph: Graph) -> tuple[TensorSpec, ...]:
-        """Return what comes out, in this order."""
-        return one_row(graph.outputs)
-
-    def tools(self) -> dict[str, str]:
-        """Return the versions of what writes the file."""
-        return {name: version(name) for name in ("torch", "executorch")}
+        return VulkanPartitioner({"force_fp16": RECIPES[precision].half})
 
     def notes(self, graph: Graph) -> tuple[str, ...]:
         """Return what a reader of the graph's record must know."""

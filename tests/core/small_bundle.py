@@ -59,3 +59,21 @@ def small_bundle(root: Path, *, release: int = 0, name: str = "test", extra: "di
         (staged / file).parent.mkdir(parents=True, exist_ok=True)
         (staged / file).write_bytes(data)
     return write_bundle(root, small_manifest(staged, release=release, name=name), staged).root
+
+
+Tree = dict[str, bytes | None]
+
+
+def tree(folder: Path) -> Tree:
+    """Return everything below `folder`: the bytes of files, None for folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def written(folder: Path, data: bytes) -> Path:
+    """Write an archive beside `folder` and return its path."""
+    path = folder.with_name("hostile.zip")
+    path.write_bytes(data)
+    return path

@@ -22,51 +22,16 @@ from pocketlens.core.archive import install_archive, pack_bundle
 from pocketlens.core.bundle import Bundle, load_bundle
 from pocketlens.core.errors import BundleError, BundleMissing, BundleTampered, StorageFull
 from pocketlens.core.seal import verify_files
-from tests.core.small_bundle import small_bundle
+from tests.core.small_bundle import small_bundle, tree, written
 
 ROOT = Path(__file__).parents[2]
-
-Tree = dict[str, bytes | None]
-
-
-def _tree(folder: Path) -> Tree:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that no test changes."""
-    return small_bundle(tmp_path_factory.mktemp("sealed") / "bundle", release=3)
-
-
-@pytest.fixture(scope="module")
-def packed(sealed: Path) -> bytes:
-    return pack_bundle(sealed, sealed.with_name("packed.zip")).read_bytes()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """A folder in which nothing may change but what a test asks for."""
-    (tmp_path / "world" / "inner").mkdir(parents=True)
-    (tmp_path / "world" / "precious.txt").write_text("mine")
-    return tmp_path / "world"
-
-
-def _write(folder: Path, data: bytes) -> Path:
-    path = folder.with_name("hostile.zip")
-    path.write_bytes(data)
-    return path
-
 
 # Good archives
 
 
 def test_what_was_packed_is_what_is_installed(sealed: Path, packed: bytes, world: Path) -> None:
-    bundle = install_archive(_write(world, packed), world / "inner" / "bundle")
-    assert _tree(bundle.root) == _tree(sealed)
+    bundle = install_archive(written(world, packed), world / "inner" / "bundle")
+    assert tree(bundle.root) == tree(sealed)
     assert bundle == load_bundle(world / "inner" / "bundle")
     assert {path.name for path in (world / "inner").iterdir()} == {"bundle", ".bundle.installed"}
     assert stat.S_IMODE(bundle.root.stat().st_mode) == 0o755
@@ -89,7 +54,7 @@ def test_any_zip_program_can_read_it(sealed: Path, packed: bytes, tmp_path: Path
 def test_an_empty_file_and_a_deep_folder_survive(tmp_path: Path) -> None:
     root = small_bundle(tmp_path / "bundle", extra={"golden/empty.bin": b"", "a/b/c/d/e/f.bin": b"x"})
     pack_bundle(root, tmp_path / "a.zip")
-    assert _tree(install_archive(tmp_path / "a.zip", tmp_path / "out").root) == _tree(root)
+    assert tree(install_archive(tmp_path / "a.zip", tmp_path / "out").root) == tree(root)
 
 
 def test_an_archive_inside_its_bundle_is_refused(tmp_path: Path) -> None:
@@ -111,25 +76,25 @@ def test_a_damaged_bundle_is_not_packed(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(packed: bytes, world: Path) -> None:
-    path, before = _write(world, packed), _tree(world)
+    path, before = written(world, packed), tree(world)
     for target in (world, world / "precious.txt"):
         with pytest.raises(BundleError, match="an empty folder"):
             install_archive(path, target)
-    assert _tree(world) == before
+    assert tree(world) == before
     assert install_archive(path, world / "inner").root == (world / "inner").resolve()
 
 
 def test_through_a_link_the_folder_behind_it_is_replaced(packed: bytes, world: Path) -> None:
     (world / "link").symlink_to("inner")
-    install_archive(_write(world, packed), world / "link")
+    install_archive(written(world, packed), world / "link")
     assert (world / "link").is_symlink()
     verify_files(world / "inner")
 
 
 def test_a_check_that_fails_leaves_the_old_bundle_and_nothing_else(packed: bytes, world: Path) -> None:
-    path = _write(world, packed)
+    path = written(world, packed)
     install_archive(path, world / "bundle")
-    before, seen = _tree(world), []
+    before, seen = tree(world), []
 
     def check(bundle: Bundle) -> None:
         seen.append(bundle.manifest.release)
@@ -139,18 +104,18 @@ def test_a_check_that_fails_leaves_the_old_bundle_and_nothing_else(packed: bytes
     with pytest.raises(BundleTampered, match="graph"):
         install_archive(path, world / "bundle", check=check)
     assert seen == [3]
-    assert _tree(world) == before
+    assert tree(world) == before
 
 
 def test_a_check_that_fails_leaves_no_folder_that_was_made_for_it(packed: bytes, world: Path) -> None:
-    path, before = _write(world, packed), _tree(world)
+    path, before = written(world, packed), tree(world)
 
     def check(_: Bundle) -> None:
         raise BundleTampered("graph", expected="a", found="b", remedy="c.")
 
     with pytest.raises(BundleTampered, match="graph"):
         install_archive(path, world / "a" / "b" / "bundle", check=check)
-    assert _tree(world) == before
+    assert tree(world) == before
     assert install_archive(path, world / "a" / "b" / "bundle").manifest.release == 3
 
 
@@ -158,9 +123,9 @@ def test_a_check_that_fails_leaves_no_folder_that_was_made_for_it(packed: bytes,
 def test_a_disk_that_fails_leaves_the_old_bundle_and_nothing_else(
     number: int, error: type[BundleError], packed: bytes, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = _write(world, packed)
+    path = written(world, packed)
     install_archive(path, world / "bundle")
-    before = _tree(world)
+    before = tree(world)
     for step in ("sync_tree", "remember", "replace_folder"):
 
         def fail(*_: object) -> None:
@@ -170,7 +135,7 @@ def test_a_disk_that_fails_leaves_the_old_bundle_and_nothing_else(
             patch.setattr(archives, step, fail)
             with pytest.raises(error, match="bundle"):
                 install_archive(path, world / "bundle")
-        assert _tree(world) == before, step
+        assert tree(world) == before, step
 
 
 def test_an_archive_that_changes_while_it_is_unpacked_is_refused(
@@ -178,7 +143,7 @@ def test_an_archive_that_changes_while_it_is_unpacked_is_refused(
 ) -> None:
     # Larger than what a buffer holds of it, with the change at its end.
     root = small_bundle(tmp_path / "bundle", extra={"golden/large.bin": bytes(100_000) + b"the end"})
-    path, before = pack_bundle(root, tmp_path / "large.zip"), _tree(world)
+    path, before = pack_bundle(root, tmp_path / "large.zip"), tree(world)
     at, real = path.read_bytes().index(b"the end"), archives.check_release
 
     def swap(*arguments: object, **options: object) -> None:  # the last step before writing
@@ -190,7 +155,7 @@ def test_an_archive_that_changes_while_it_is_unpacked_is_refused(
     monkeypatch.setattr(archives, "check_release", swap)
     with pytest.raises(BundleTampered, match="SHA-256"):
         install_archive(path, world / "bundle")
-    assert _tree(world) == before
+    assert tree(world) == before
 
 
 @pytest.mark.parametrize("what", ["nothing", "a folder", "a pipe"])

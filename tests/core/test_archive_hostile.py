@@ -5,44 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pocketlens.core.archive import install_archive, pack_bundle
+from pocketlens.core.archive import install_archive
 from pocketlens.core.errors import BundleError, BundleMissing, BundleSchemaError, BundleTampered
 from tests.core.hostile_archives import HOSTILE, Files, build, resealed
-from tests.core.small_bundle import small_bundle
-
-Tree = dict[str, bytes | None]
-
-
-def _tree(folder: Path) -> Tree:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that no test changes."""
-    return small_bundle(tmp_path_factory.mktemp("sealed") / "bundle", release=3)
-
-
-@pytest.fixture(scope="module")
-def packed(sealed: Path) -> bytes:
-    return pack_bundle(sealed, sealed.with_name("packed.zip")).read_bytes()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """A folder in which nothing may change but what a test asks for."""
-    (tmp_path / "world" / "inner").mkdir(parents=True)
-    (tmp_path / "world" / "precious.txt").write_text("mine")
-    return tmp_path / "world"
-
-
-def _write(folder: Path, data: bytes) -> Path:
-    path = folder.with_name("hostile.zip")
-    path.write_bytes(data)
-    return path
+from tests.core.small_bundle import tree, written
 
 
 def _files(root: Path) -> Files:
@@ -62,22 +28,22 @@ def test_the_builder_of_hostile_archives_builds_good_ones_too(sealed: Path, pack
 
 def test_a_resealed_bundle_with_a_plain_name_is_accepted(sealed: Path, world: Path) -> None:
     data = build(resealed(_files(sealed), [("golden/fine.txt", b"escaped")]))
-    assert (install_archive(_write(world, data), world / "bundle").root / "golden" / "fine.txt").is_file()
+    assert (install_archive(written(world, data), world / "bundle").root / "golden" / "fine.txt").is_file()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_writes_nothing_anywhere(name: str, sealed: Path, world: Path) -> None:
-    path = _write(world, HOSTILE[name](_files(sealed)))
-    before = _tree(world.parent)
+    path = written(world, HOSTILE[name](_files(sealed)))
+    before = tree(world.parent)
     with pytest.raises((BundleTampered, BundleMissing, BundleSchemaError)):
         install_archive(path, world / "inner" / "bundle")
-    assert _tree(world.parent) == before
+    assert tree(world.parent) == before
     shutil.copytree(sealed, world / "old")
     with pytest.raises(BundleError):
         install_archive(path, world / "old")
-    assert _tree(world / "old") == _tree(sealed)
+    assert tree(world / "old") == tree(sealed)
     shutil.rmtree(world / "old")
-    assert _tree(world.parent) == before
+    assert tree(world.parent) == before
     assert not Path("/tmp/escaped.txt").exists()
 
 
@@ -106,5 +72,5 @@ def test_a_hostile_archive_writes_nothing_anywhere(name: str, sealed: Path, worl
 )
 def test_the_message_says_what_is_wrong(name: str, said: str, sealed: Path, world: Path) -> None:
     with pytest.raises(BundleError) as caught:
-        install_archive(_write(world, HOSTILE[name](_files(sealed))), world / "bundle")
+        install_archive(written(world, HOSTILE[name](_files(sealed))), world / "bundle")
     assert said in str(caught.value).replace(",", "")
