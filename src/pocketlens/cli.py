@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from pocketlens import __version__
-from pocketlens.commands import bundles, cloud, demo, distilling, integrity, offline, telemetry
+from pocketlens.commands import bundles, captioning, cloud, demo, distilling, embedding, integrity, searching, telemetry
 from pocketlens.console import drop_stdout, flush, out, say, show_error, show_misuse, typed
 from pocketlens.core.errors import PocketlensError
 
@@ -36,10 +36,10 @@ app.command("keygen")(integrity.keygen)
 app.command("sign")(integrity.sign)
 app.command("pack")(integrity.pack)
 app.command("install")(integrity.install)
-app.command("caption")(offline.caption)
-app.command("embed")(offline.embed)
-app.command("index")(offline.index)
-app.command("search")(offline.search)
+app.command("caption")(captioning.caption)
+app.command("embed")(embedding.embed)
+app.command("index")(searching.index)
+app.command("search")(searching.search)
 app.command("serve")(cloud.serve)
 app.add_typer(telemetry.app, name="telemetry")
 

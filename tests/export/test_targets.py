@@ -14,8 +14,8 @@ from pocketlens.export.folding import fold_batch_norm
 from pocketlens.export.graphs import Graph
 from pocketlens.export.lowering import lower
 from pocketlens.export.parity import cosines
-from pocketlens.export.reference import Feed, Reference
 from pocketlens.export.quiet import quiet
+from pocketlens.export.reference import Feed, Reference
 from pocketlens.export.targets import open_target
 from pocketlens.runtime.decoding import Limits, greedy
 from pocketlens.runtime.engines import open_engine

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "BundlePath", "Engine", "Precision", "Threads"]
+__all__ = ["AsJson", "BundlePath", "Engine", "Files", "Precision", "Threads"]
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Picture files.", show_default=False)]
 
 BundlePath = Annotated[
     Path,
