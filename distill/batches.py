@@ -11,8 +11,8 @@ from torch import Tensor
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill import augment
 from pocketlens.distill.concepts import find_concepts
+from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.reinforce import Reinforced
-from pocketlens.distill.scenes import Sample
 
 __all__ = ["Batch", "TrainingSet"]
 

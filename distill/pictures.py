@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlens.core.errors import storage_errors
+from pocketlens.core.errors import DataError, storage_errors
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
+from pocketlens.distill.data.sample import PictureFile, as_source
 
 __all__ = ["batches", "load_pixels"]
 
@@ -21,7 +22,7 @@ _CHUNK = 256
 
 
 def load_pixels(
-    paths: Sequence[Path],
+    pictures: Sequence[PictureFile],
     spec: PreprocessSpec,
     *,
     cache: Path,
@@ -34,24 +35,25 @@ def load_pixels(
     decoded anew and an unchanged set never is. A half-written file is never taken for a whole one.
 
     Raises:
+        DataError: a picture, or the tar that holds it, is not there.
         PictureError: a picture cannot be read.
         StorageFull: no space for the cache.
     """
-    stamps = [(str(path), stat.st_size, stat.st_mtime_ns) for path in paths if (stat := path.stat())]
+    stamps = [_stamp(picture) for picture in pictures]
     key = hashlib.sha256(msgspec.json.encode((spec, stamps))).hexdigest()[:20]
     target = cache / f"pixels-{key}.npy"
     if not target.exists():
         with storage_errors(target):
             cache.mkdir(parents=True, exist_ok=True)
             partial_file = target.with_suffix(f".{os.getpid()}.partial")  # two processes may want the same set
-            shape = (len(paths), spec.height_px, spec.width_px, 3)
+            shape = (len(pictures), spec.height_px, spec.width_px, 3)
             out = np.lib.format.open_memmap(partial_file, mode="w+", dtype=np.uint8, shape=shape)
             done = 0
-            for block in _decoded(paths, spec, workers):
+            for block in _decoded(pictures, spec, workers):
                 out[done : done + len(block)] = block
                 done += len(block)
                 if progress is not None:
-                    progress(done, len(paths))
+                    progress(done, len(pictures))
             out.flush()
             del out
             partial_file.rename(target)
@@ -65,8 +67,22 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _decoded(paths: Sequence[Path], spec: PreprocessSpec, workers: int) -> Iterator[NDArray[np.uint8]]:
-    chunks = [paths[chunk] for chunk in batches(len(paths), _CHUNK)]
+def _stamp(picture: PictureFile) -> tuple[str, int, int, int]:
+    path, offset = (picture, 0) if isinstance(picture, Path) else (picture.path, picture.offset)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(
+            f"picture {path}",
+            expected="the file that the data set lists",
+            found=error.strerror or str(error),
+            remedy="Bring it back, or prepare the data set again.",
+        ) from error
+    return str(path), offset, status.st_size, status.st_mtime_ns
+
+
+def _decoded(pictures: Sequence[PictureFile], spec: PreprocessSpec, workers: int) -> Iterator[NDArray[np.uint8]]:
+    chunks = [pictures[chunk] for chunk in batches(len(pictures), _CHUNK)]
     if workers <= 1 or len(chunks) == 1:
         yield from map(partial(_decode_chunk, spec=spec), chunks)
         return
@@ -75,5 +91,5 @@ def _decoded(paths: Sequence[Path], spec: PreprocessSpec, workers: int) -> Itera
         yield from pool.map(partial(_decode_chunk, spec=spec), chunks)
 
 
-def _decode_chunk(paths: Sequence[Path], *, spec: PreprocessSpec) -> NDArray[np.uint8]:
-    return np.stack([preprocess(path, spec) for path in paths])
+def _decode_chunk(pictures: Sequence[PictureFile], *, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    return np.stack([preprocess(as_source(picture), spec) for picture in pictures])

@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import TeacherRecord
 from pocketlens.core.errors import storage_errors
-from pocketlens.core.preprocess import PreprocessSpec
+from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.batches import TrainingSet
 from pocketlens.distill.bpe import train_bpe
+from pocketlens.distill.data.curate import Embed, curate
+from pocketlens.distill.data.recipe import ScenesData
+from pocketlens.distill.data.sample import PictureFile, Sample, as_source, extracted, read_samples
 from pocketlens.distill.pictures import load_pixels
 from pocketlens.distill.recipe import Recipe
 from pocketlens.distill.reinforce import read_reinforced, reinforce
-from pocketlens.distill.scenes import Sample, read_split, write_dataset
+from pocketlens.distill.scenes import write_dataset
 from pocketlens.distill.students.student import Student, preprocess_spec
 from pocketlens.distill.teachers.folder import read_card
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
@@ -38,6 +41,7 @@ __all__ = [
     "Report",
     "Teachers",
     "Workspace",
+    "data_words",
     "open_teachers",
     "prepare_data",
     "reinforce_data",
@@ -75,8 +79,13 @@ class Workspace(NamedTuple):
         return self.root / "student"
 
     def pictures(self, samples: Sequence[Sample]) -> list[Path]:
-        """Return the pictures of `samples`."""
-        return [self.data / sample.image for sample in samples]
+        """Return the pictures of `samples` as files; those inside a tar are copied out under `cache`.
+
+        Raises:
+            DataError: a tar is not there.
+            StorageFull: no space left.
+        """
+        return [extracted(sample, self.data, self.cache / "extracted") for sample in samples]
 
 
 class Teachers(NamedTuple):
@@ -117,14 +126,35 @@ def _teacher_folders(recipe: Recipe) -> tuple[Path, Path]:
     return embedder, captioner
 
 
+def data_words(recipe: Recipe) -> str:
+    """Return in a few words what the recipe's student is trained on, for a manifest."""
+    data = recipe.data
+    if isinstance(data, ScenesData):
+        return f"scenes, seed {recipe.seed}, {data.train} pictures"
+    return f"{data.name}, licence {data.licence}"
+
+
 def prepare_data(recipe: Recipe, work: Workspace, report: Report) -> None:
-    """Render the data set of the recipe into `work.data`; pictures that are there are kept.
+    """Bring the data set of the recipe into `work.data`: scenes are rendered, any other source is curated.
+
+    What an earlier call finished is kept.
 
     Raises:
-        DataError: the folder holds another data set.
+        DataError: the folder holds another data set, or the source cannot be read.
+        TeacherError: near-duplicates are looked for by embedding, and the embedding teacher cannot be opened.
         StorageFull: the disk is full.
     """
     data = recipe.data
+    if not isinstance(data, ScenesData):
+        curate(
+            data,
+            work.data,
+            base=Path(),
+            workers=recipe.threads,
+            embed=_embed(recipe) if data.curate.near_cosine < 1.0 else None,
+            progress=lambda done, total: report("curate", done, total, ""),
+        )
+        return
     write_dataset(
         work.data,
         split_sizes={"train": data.train, "val": data.val, "test": data.test},
@@ -143,7 +173,7 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
         DataError: the data set is incomplete.
         StorageFull: the disk is full; finished shards are kept.
     """
-    teachers, samples = open_teachers(recipe), read_split(work.data, "train")
+    teachers, samples = open_teachers(recipe), read_samples(work.data, "train")
     return reinforce(
         samples,
         embedder=teachers.embedder,
@@ -168,7 +198,7 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         TrainingError: the loss is not finite, or the folder belongs to another run.
         StorageFull: the disk is full; the last checkpoint is kept.
     """
-    samples, reinforced = read_split(work.data, "train"), read_reinforced(shards)
+    samples, reinforced = read_samples(work.data, "train"), read_reinforced(shards)
     tokenizer = _tokenizer(recipe, work, samples, reinforced.captions)
     config = recipe.student_config(tokenizer.vocab_size)
     weights = recipe.train.losses
@@ -189,11 +219,21 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
     return train(recipe, data, tokenizer, teacher_dim=reinforced.images.shape[2], run=work.student, progress=progress)
 
 
+def _embed(recipe: Recipe) -> Embed:
+    """Return the embedding teacher as a function of pictures."""
+    teacher = open_teachers(recipe).embedder
+
+    def embed(pictures: Sequence[PictureFile]) -> NDArray[np.float32]:
+        return teacher.embed_images(np.stack([preprocess(as_source(one), teacher.preprocess) for one in pictures]))
+
+    return embed
+
+
 def _pixels(
     recipe: Recipe, work: Workspace, samples: Sequence[Sample], spec: PreprocessSpec, report: Report
 ) -> NDArray[np.uint8]:
     return load_pixels(
-        work.pictures(samples),
+        [sample.picture(work.data) for sample in samples],
         spec,
         cache=work.cache,
         workers=recipe.threads,

@@ -2,13 +2,14 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import tomli_w
 from msgspec import Meta
 
 from pocketlens.core.errors import RecipeError, storage_errors
+from pocketlens.distill.data.recipe import DataRecipe
 from pocketlens.distill.students.config import PRESETS, StudentConfig
 
 __all__ = [
@@ -36,17 +37,6 @@ class TeacherPaths(_Table, frozen=True, kw_only=True):
 
     embedder: str = "builtin"
     captioner: str = "builtin"
-
-
-class DataRecipe(_Table, frozen=True, kw_only=True):
-    """The built-in `scenes`: pictures per split, their side in pixels, and the seed of it all."""
-
-    source: Literal["scenes"] = "scenes"
-    train: Positive
-    val: Positive
-    test: Positive
-    train_px: Positive = 128
-    test_px: Positive = 256
 
 
 class ReinforceRecipe(_Table, frozen=True, kw_only=True):

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from pocketlens.core.bundle import tree_digest
 from pocketlens.core.errors import DataError, storage_errors
 from pocketlens.distill import augment
+from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.pictures import batches
-from pocketlens.distill.scenes import Sample
 from pocketlens.distill.teachers.teacher import CaptioningTeacher, EmbeddingTeacher
 from pocketlens.distill.threads import single_threads
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Quality
 from pocketlens.core.errors import DataError
+from pocketlens.distill.data.sample import PictureFile, Sample
 from pocketlens.distill.evaluation.captions import caption_figures
 from pocketlens.distill.evaluation.judged import Judged, JudgedCaption
 from pocketlens.distill.evaluation.metrics import (
@@ -22,7 +23,6 @@ from pocketlens.distill.evaluation.metrics import (
 )
 from pocketlens.distill.pictures import batches
 from pocketlens.distill.scenes.caption import class_prompts
-from pocketlens.distill.scenes.dataset import Sample
 
 __all__ = ["Evaluation", "evaluate", "token_identity"]
 
@@ -113,14 +113,16 @@ def evaluate(
     """
     _check(samples)
     bootstrap = Bootstrap(len(samples), seed=seed)
-    images, captions = _look(judged, [folder / sample.image for sample in samples], progress)
+    images, captions = _look(judged, [sample.picture(folder) for sample in samples], progress)
     texts, owners = _embedded_captions(judged, samples)
     figures = recall_at_k(images, texts, owners, bootstrap=bootstrap)
+    # Only the built-in scenes say which kinds of object a picture shows, and which classes there are.
     if any(len(sample.kinds) == 1 for sample in samples):
         figures["zero_shot"] = _zero_shot(judged, samples, images, bootstrap)
     written = [caption.text for caption in captions]
     if captions:
         figures |= caption_figures(written, [sample.captions for sample in samples], bootstrap=bootstrap)
+    if captions and all(sample.kinds for sample in samples):
         figures |= hallucination_figures(written, [sample.kinds for sample in samples], bootstrap=bootstrap)
     token_ids = tuple(caption.token_ids for caption in captions)
     return Evaluation(
@@ -162,7 +164,7 @@ def _check(samples: Sequence[Sample]) -> None:
 
 
 def _look(
-    judged: Judged, paths: Sequence[Path], progress: Callable[[int, int], None] | None
+    judged: Judged, paths: Sequence[PictureFile], progress: Callable[[int, int], None] | None
 ) -> tuple[NDArray[np.float32], list[JudgedCaption]]:
     """Return embeddings `(N, D)` and captions, none if `judged` does not caption."""
     images, captions = [], []

@@ -5,7 +5,6 @@ Letters: `N` pictures, `M` texts, `D` embedding. Each system preprocesses a pict
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.core.tokenizer import Tokenizer
+from pocketlens.distill.data.sample import PictureFile, as_source
 from pocketlens.distill.pictures import batches
 from pocketlens.distill.teachers.teacher import CaptioningTeacher, EmbeddingTeacher
 from pocketlens.runtime.results import Refusal
@@ -55,7 +55,7 @@ class Judged(Protocol):
         """Whether `captions` may be called."""
         ...
 
-    def embed_images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+    def embed_images(self, paths: Sequence[PictureFile]) -> NDArray[np.float32]:
         """Return `(N, D)` of unit norm.
 
         Raises:
@@ -67,7 +67,7 @@ class Judged(Protocol):
         """Return `(M, D)` of unit norm."""
         ...
 
-    def captions(self, paths: Sequence[Path]) -> list[JudgedCaption]:
+    def captions(self, paths: Sequence[PictureFile]) -> list[JudgedCaption]:
         """Return one greedy caption a picture.
 
         Raises:
@@ -93,7 +93,7 @@ class JudgedTeachers:
         self._embedder = embedder
         self._captioner = captioner
 
-    def embed_images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+    def embed_images(self, paths: Sequence[PictureFile]) -> NDArray[np.float32]:
         """Return `(N, D)`; see `Judged`."""
         spec = self._embedder.preprocess
         parts = [self._embedder.embed_images(pixels) for pixels in _decoded(paths, spec)]
@@ -104,7 +104,7 @@ class JudgedTeachers:
         parts = [self._embedder.embed_texts(texts[part]) for part in batches(len(texts), _TEXTS)]
         return _joined(parts, self._embedder.dim)
 
-    def captions(self, paths: Sequence[Path]) -> list[JudgedCaption]:
+    def captions(self, paths: Sequence[PictureFile]) -> list[JudgedCaption]:
         """Return one caption a picture, without ids: teachers have their own vocabularies."""
         if self._captioner is None:
             raise ValueError("captions: there is no captioning teacher; ask `captions_pictures` first")
@@ -137,7 +137,7 @@ class JudgedStudent:
         self._spec = preprocess_spec(student.config)
         self._dim = student.config.embed_dim
 
-    def embed_images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+    def embed_images(self, paths: Sequence[PictureFile]) -> NDArray[np.float32]:
         """Return `(N, D)`; see `Judged`."""
         with _inference(self._student):
             parts = [self._look(pixels)[0].numpy() for pixels in _decoded(paths, self._spec)]
@@ -154,7 +154,7 @@ class JudgedStudent:
             ]
         return _joined(parts, self._dim)
 
-    def captions(self, paths: Sequence[Path]) -> list[JudgedCaption]:
+    def captions(self, paths: Sequence[PictureFile]) -> list[JudgedCaption]:
         """Return one greedy caption a picture with its ids; see `Judged`."""
         bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
         with _inference(self._student):
@@ -189,10 +189,10 @@ class JudgedLens:
         self._lens = lens
         self._batch_size = batch_size
 
-    def embed_images(self, paths: Sequence[Path]) -> NDArray[np.float32]:
+    def embed_images(self, paths: Sequence[PictureFile]) -> NDArray[np.float32]:
         """Return `(N, D)`; see `Judged`."""
         vectors = []
-        for vector in self._lens.embed_images(paths, batch_size=self._batch_size):
+        for vector in self._lens.embed_images(map(as_source, paths), batch_size=self._batch_size):
             if isinstance(vector, Refusal):
                 raise vector.error
             vectors.append(vector[None])
@@ -206,24 +206,24 @@ class JudgedLens:
         """
         return self._lens.embed_texts(texts)
 
-    def captions(self, paths: Sequence[Path]) -> list[JudgedCaption]:
+    def captions(self, paths: Sequence[PictureFile]) -> list[JudgedCaption]:
         """Return one greedy caption a picture with its ids; see `Judged`.
 
         Raises:
             BundleIncomplete: the bundle cannot caption.
         """
         captions = []
-        for caption in self._lens.captions(paths, batch_size=self._batch_size):
+        for caption in self._lens.captions(map(as_source, paths), batch_size=self._batch_size):
             if isinstance(caption, Refusal):
                 raise caption.error
             captions.append(JudgedCaption(caption.text, caption.token_ids))
         return captions
 
 
-def _decoded(paths: Sequence[Path], spec: PreprocessSpec) -> Iterator[NDArray[np.uint8]]:
+def _decoded(paths: Sequence[PictureFile], spec: PreprocessSpec) -> Iterator[NDArray[np.uint8]]:
     """Yield `(B, H, W, 3)`, a batch at a time."""
     for part in batches(len(paths), _PICTURES):
-        yield np.stack([preprocess(path, spec) for path in paths[part]])
+        yield np.stack([preprocess(as_source(path), spec) for path in paths[part]])
 
 
 def _joined(parts: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlens.distill.scenes.dataset import Sample
+from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.scenes.truth import hallucinated, mentioned_kinds
 
 __all__ = [

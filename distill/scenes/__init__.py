@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pocketlens.distill.scenes.caption import captions, class_prompts
-    from pocketlens.distill.scenes.dataset import Sample, read_split, write_dataset
+    from pocketlens.distill.scenes.dataset import SceneSample, read_split, write_dataset
     from pocketlens.distill.scenes.grammar import (
         BACKGROUNDS,
         COLOURS,
@@ -37,9 +37,9 @@ __all__ = [
     "SIZES",
     "SYNONYMS",
     "Group",
-    "Sample",
     "Scene",
     "SceneObject",
+    "SceneSample",
     "Split",
     "captions",
     "class_prompts",
@@ -55,7 +55,7 @@ __all__ = [
 _HOMES = {
     "captions": "caption",
     "class_prompts": "caption",
-    "Sample": "dataset",
+    "SceneSample": "dataset",
     "read_split": "dataset",
     "write_dataset": "dataset",
     "SYNONYMS": "truth",

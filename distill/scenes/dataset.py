@@ -3,7 +3,7 @@
 ::
 
     FOLDER/settings.json        what the pictures were made with
-    FOLDER/{split}.jsonl        one `Sample` per line, written when all its pictures are there
+    FOLDER/{split}.jsonl        one `SceneSample` per line, written when all its pictures are there
     FOLDER/{split}/000001.jpg   JPEG, quality 92, 4:4:4
 """
 
@@ -19,11 +19,12 @@ import msgspec
 from PIL import Image
 
 from pocketlens.core.errors import DataError, storage_errors
+from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.scenes.caption import captions
 from pocketlens.distill.scenes.grammar import Group, Scene, Split, sample_scene
 from pocketlens.distill.scenes.render import render
 
-__all__ = ["LOOK_VERSION", "Sample", "read_split", "write_dataset"]
+__all__ = ["LOOK_VERSION", "SceneSample", "read_split", "write_dataset"]
 
 LOOK_VERSION: Final = 1
 """Raised whenever the same seed gives another picture or caption."""
@@ -31,24 +32,16 @@ LOOK_VERSION: Final = 1
 _CHUNK: Final = 32
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One captioned picture of a data set.
+class SceneSample(Sample, frozen=True, kw_only=True, omit_defaults=True):
+    """One scene: five captions, the first the complete one, and all that the picture shows.
 
     Attributes:
-        id: unique in the data set, e.g. `train/000001`.
-        image: path of the picture, relative to the data set's folder.
-        captions: five captions; the first is the complete one.
-        kinds: the kinds that the picture shows, sorted.
         objects: the groups of objects that the picture shows.
         background: one of `grammar.BACKGROUNDS`.
         light: one of `grammar.LIGHTS`.
         seed: the scene's seed: `sample_scene(seed, split=...)` gives the scene back.
     """
 
-    id: str
-    image: str
-    captions: tuple[str, ...]
-    kinds: tuple[str, ...]
     objects: tuple[Group, ...]
     background: str
     light: str
@@ -124,7 +117,7 @@ def write_dataset(
         _write(folder / f"{split}.jsonl", b"".join(line + b"\n" for line in split_lines))
 
 
-def read_split(folder: Path, split: Split) -> list[Sample]:
+def read_split(folder: Path, split: Split) -> list[SceneSample]:
     """Return the samples of `split`, in the order of their ids.
 
     Raises:
@@ -142,7 +135,7 @@ def read_split(folder: Path, split: Split) -> list[Sample]:
     samples = []
     for number, line in enumerate(lines, start=1):
         try:
-            sample = msgspec.json.decode(line, type=Sample)
+            sample = msgspec.json.decode(line, type=SceneSample)
         except msgspec.MsgspecError as error:
             raise DataError(
                 f"{path}, line {number}", expected="one sample as JSON", found=str(error), remedy=remedy
@@ -179,8 +172,8 @@ def _write_chunk(job: _Job) -> list[bytes]:
     return lines
 
 
-def _sample(name: str, scene: Scene) -> Sample:
-    return Sample(
+def _sample(name: str, scene: Scene) -> SceneSample:
+    return SceneSample(
         id=name,
         image=f"{name}.jpg",
         captions=captions(scene),

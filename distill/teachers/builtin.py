@@ -45,7 +45,7 @@ from pocketlens.core.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from pocketlens.distill import augment
 from pocketlens.distill.bpe import train_bpe
 from pocketlens.distill.pictures import load_pixels
-from pocketlens.distill.scenes import Sample, Split, read_split, write_dataset
+from pocketlens.distill.scenes import SceneSample, Split, read_split, write_dataset
 from pocketlens.distill.schedule import warmup_cosine
 
 __all__ = ["main"]
@@ -141,7 +141,7 @@ class _Data:
             yield pictures, torch.from_numpy(self.ids[rows, which]), torch.from_numpy(self.labels[rows])
 
 
-def _labels(samples: Sequence[Sample]) -> NDArray[np.float32]:
+def _labels(samples: Sequence[SceneSample]) -> NDArray[np.float32]:
     """Return `(N, A)` 0/1: which of the words kind, kind-colour, kind-count, place and light hold."""
     bags = []
     for sample in samples:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pocketlens.core.errors import DataError
 from pocketlens.distill.evaluation import Evaluation, JudgedCaption, evaluate, token_identity
-from pocketlens.distill.scenes import KINDS, Sample, Scene, captions, mentioned_kinds, sample_scene
+from pocketlens.distill.scenes import KINDS, Scene, SceneSample, captions, mentioned_kinds, sample_scene
 
 COUNT = 12
 
@@ -19,7 +19,7 @@ class Oracle:
     name = "oracle"
     captions_pictures = True
 
-    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+    def __init__(self, folder: Path, samples: Sequence[SceneSample]) -> None:
         self._index = {folder / sample.image: row for row, sample in enumerate(samples)}
         self._owner = {text: row for row, sample in enumerate(samples) for text in sample.captions}
         self._samples = samples
@@ -64,12 +64,12 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
+def samples() -> list[SceneSample]:
     return [_sample(sample_scene(seed, split="val"), f"val/{seed:06d}") for seed in range(COUNT)]
 
 
-def _sample(scene: Scene, name: str) -> Sample:
-    return Sample(
+def _sample(scene: Scene, name: str) -> SceneSample:
+    return SceneSample(
         id=name,
         image=f"{name}.jpg",
         captions=captions(scene),
@@ -82,11 +82,11 @@ def _sample(scene: Scene, name: str) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def best(folder: Path, samples: list[Sample]) -> Evaluation:
+def best(folder: Path, samples: list[SceneSample]) -> Evaluation:
     return evaluate(Oracle(folder, samples), samples, folder, seed=0)
 
 
-def test_a_perfect_system_scores_perfectly(best: Evaluation, samples: list[Sample]) -> None:
+def test_a_perfect_system_scores_perfectly(best: Evaluation, samples: list[SceneSample]) -> None:
     alone = sum(len(sample.kinds) == 1 for sample in samples)
     assert 0 < alone < COUNT
     for name in ("r1_i2t", "r1_t2i", "r5_i2t", "r10_t2i", "zero_shot"):
@@ -99,7 +99,7 @@ def test_a_perfect_system_scores_perfectly(best: Evaluation, samples: list[Sampl
     assert best.figures["cider"].value > 200.0
 
 
-def test_a_system_that_is_always_wrong_scores_nothing(folder: Path, samples: list[Sample]) -> None:
+def test_a_system_that_is_always_wrong_scores_nothing(folder: Path, samples: list[SceneSample]) -> None:
     worst = evaluate(Liar(folder, samples), samples, folder, seed=0)
     for name in ("r1_i2t", "r1_t2i", "zero_shot", "hallucination"):
         assert worst.figures[name].value == 0.0
@@ -108,7 +108,7 @@ def test_a_system_that_is_always_wrong_scores_nothing(folder: Path, samples: lis
     assert worst.figures["caption_length"].value == 2.0
 
 
-def test_zero_shot_is_left_out_without_a_picture_of_one_kind(folder: Path, samples: list[Sample]) -> None:
+def test_zero_shot_is_left_out_without_a_picture_of_one_kind(folder: Path, samples: list[SceneSample]) -> None:
     pairs = [sample for sample in samples if len(sample.kinds) == 2]
     assert pairs
     result = evaluate(Oracle(folder, samples), pairs, folder, seed=0)
@@ -135,7 +135,9 @@ def test_the_manifest_gets_every_figure(best: Evaluation) -> None:
         assert (record.value, record.low, record.high, record.samples) == msgspec.structs.astuple(figure)
 
 
-def test_another_seed_moves_intervals_and_not_values(best: Evaluation, folder: Path, samples: list[Sample]) -> None:
+def test_another_seed_moves_intervals_and_not_values(
+    best: Evaluation, folder: Path, samples: list[SceneSample]
+) -> None:
     other = evaluate(Oracle(folder, samples), samples, folder, seed=1)
     assert other.figures["cider"].value == best.figures["cider"].value
     assert other.figures["cider"].low != best.figures["cider"].low
@@ -159,14 +161,14 @@ def test_token_identity_of_different_pictures_or_without_ids_is_refused(best: Ev
         token_identity(best, msgspec.structs.replace(best, sample_ids=best.sample_ids[::-1]))
 
 
-def test_progress_counts_pictures_to_the_end(folder: Path, samples: list[Sample]) -> None:
+def test_progress_counts_pictures_to_the_end(folder: Path, samples: list[SceneSample]) -> None:
     calls: list[tuple[int, int]] = []
     system = Oracle(folder, samples)
     evaluate(system, samples * 8, folder, seed=0, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(64, 96), (96, 96)]
 
 
-def test_no_samples_and_samples_without_captions_are_refused(folder: Path, samples: list[Sample]) -> None:
+def test_no_samples_and_samples_without_captions_are_refused(folder: Path, samples: list[SceneSample]) -> None:
     system = Oracle(folder, samples)
     with pytest.raises(DataError, match="found none"):
         evaluate(system, [], folder, seed=0)

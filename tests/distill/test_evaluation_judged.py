@@ -12,7 +12,7 @@ from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.bpe import train_bpe
 from pocketlens.distill.evaluation import Judged, JudgedLens, JudgedStudent, JudgedTeachers, evaluate, token_identity
-from pocketlens.distill.scenes import Sample, read_split, write_dataset
+from pocketlens.distill.scenes import SceneSample, read_split, write_dataset
 from pocketlens.distill.students import StudentConfig
 from pocketlens.distill.students.student import Student
 from pocketlens.distill.teachers import TeacherCaption
@@ -59,17 +59,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def samples(folder: Path) -> list[Sample]:
+def samples(folder: Path) -> list[SceneSample]:
     return read_split(folder, "test")
 
 
 @pytest.fixture(scope="module")
-def paths(folder: Path, samples: list[Sample]) -> list[Path]:
+def paths(folder: Path, samples: list[SceneSample]) -> list[Path]:
     return [folder / sample.image for sample in samples]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(samples: list[Sample]) -> Tokenizer:
+def tokenizer(samples: list[SceneSample]) -> Tokenizer:
     texts = (text for sample in samples for text in sample.captions)
     return Tokenizer(train_bpe(texts, vocab_size=320), text_length=32)
 
@@ -145,7 +145,7 @@ def test_a_broken_picture_is_named(judged: Judged, paths: list[Path], tmp_path: 
         judged.captions([*paths, broken])
 
 
-def test_every_system_can_be_evaluated(judged: Judged, samples: list[Sample], folder: Path) -> None:
+def test_every_system_can_be_evaluated(judged: Judged, samples: list[SceneSample], folder: Path) -> None:
     result = evaluate(judged, samples, folder, seed=3)
     assert set(result.figures) >= EMBEDDING | CAPTION
     assert result.subject == judged.name
@@ -199,7 +199,7 @@ def test_the_lens_is_judged_as_it_answers(lens: Lens, paths: list[Path]) -> None
     np.testing.assert_allclose(judged.embed_images(paths), [lens.embed_image(path) for path in paths], atol=1e-6)
 
 
-def test_teachers_without_a_captioner_give_embedding_figures_only(samples: list[Sample], folder: Path) -> None:
+def test_teachers_without_a_captioner_give_embedding_figures_only(samples: list[SceneSample], folder: Path) -> None:
     judged = JudgedTeachers(ColourTeacher(), name="colours")
     result = evaluate(judged, samples, folder, seed=3)
     assert set(result.figures) >= EMBEDDING

@@ -13,7 +13,7 @@ from pocketlens.distill.evaluation.metrics import (
     retrieval_ranks,
     zero_shot_accuracy,
 )
-from pocketlens.distill.scenes import Sample
+from pocketlens.distill.scenes import SceneSample
 
 # Two pictures with two texts each; angles in degrees make every cosine obvious.
 IMAGE_ANGLES = (0, 90)
@@ -26,8 +26,8 @@ def _unit(angles: "tuple[float, ...]") -> NDArray[np.float32]:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
 
 
-def _sample(*kinds: str) -> Sample:
-    return Sample(
+def _sample(*kinds: str) -> SceneSample:
+    return SceneSample(
         id="test/0", image="test/0.jpg", captions=(), kinds=kinds, objects=(), background="grass", light="day", seed=0
     )
 

@@ -9,6 +9,7 @@ from pocketlens.distill.schedule import warmup_cosine
 GOOD = """
 name = "x"
 [data]
+source = "scenes"
 train = 10
 val = 1
 test = 1

@@ -40,6 +40,7 @@ seed = 5
 embedder = "{write_embedder(root / "embedder")}"
 captioner = "{write_captioner(root / "captioner")}"
 [data]
+source = "scenes"
 train = 12
 val = 1
 test = 2

@@ -283,6 +283,7 @@ RECIPE = """
 name = "test"
 threads = 1
 [data]
+source = "scenes"
 train = 4
 val = 1
 test = 1

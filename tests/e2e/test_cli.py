@@ -231,6 +231,7 @@ seed = 5
 embedder = "{write_embedder(tmp_path / "embedder")}"
 captioner = "{write_captioner(tmp_path / "captioner")}"
 [data]
+source = "scenes"
 train = 6
 val = 1
 test = 3

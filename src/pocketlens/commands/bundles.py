@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "inspect", "verify"]
 
+_CALIBRATION_POOL = 2000  # training pictures that calibration draws from
+
 BundleArgument = Annotated[
     Path,
     # readable=False: not to be checked there, for what cannot be read is a typed error of ours
@@ -170,25 +172,25 @@ def _export_run(
     run: Path, data: Path, out_folder: Path, plan: "ExportRecipe", name: str, *, commercial: bool, keep_going: bool
 ) -> "Bundle":
     """Export the student of a training run and return its bundle; `keep_going` leaves out what fails."""
-    from pocketlens.distill.pipeline import Workspace, teacher_records
+    from pocketlens.distill.data.sample import read_samples
+    from pocketlens.distill.pipeline import Workspace, data_words, teacher_records
     from pocketlens.distill.recipe import read_recipe
-    from pocketlens.distill.scenes import read_split
     from pocketlens.export import Samples, export_student
     from pocketlens.outcome_table import outcome_table
 
     space, trained = Workspace(data), read_recipe(run / "recipe.toml")
-    test, train = (read_split(space.data, split) for split in ("test", "train"))
+    test, train = read_samples(space.data, "test")[:], read_samples(space.data, "train")[:_CALIBRATION_POOL]
     with outcome_table() as watch:
         return export_student(
             run,
             out_folder,
             recipe=plan,
-            test=Samples(space.pictures(test), [sample.captions[0] for sample in test]),
-            calibration=Samples(space.pictures(train), [sample.captions[0] for sample in train]),
+            test=Samples(space.pictures(test), [sample.captions[0] for sample in test if sample.captions]),
+            calibration=Samples(space.pictures(train), [sample.captions[0] for sample in train if sample.captions]),
             name=name,
             licence=trained.licence,
             teachers=teacher_records(trained),
-            provenance={"recipe": trained.name},
+            provenance={"recipe": trained.name, "data": data_words(trained)},
             commercial=commercial,
             keep_going=keep_going,
             watch=watch,

@@ -112,13 +112,13 @@ def evaluate(
     """Judge teachers, student and, with --bundle, its ONNX graphs on the test split; 95 % intervals in brackets."""
     plan = _checked(recipe)
     with needs_distill("pocketlens distill evaluate"):
+        from pocketlens.distill.data.sample import read_samples
         from pocketlens.distill.evaluation import JudgedStudent, JudgedTeachers, evaluate
         from pocketlens.distill.pipeline import Workspace, open_teachers
-        from pocketlens.distill.scenes import read_split
         from pocketlens.distill.students.student import load_student
 
     space = Workspace(work)
-    samples, teachers = read_split(space.data, "test"), open_teachers(plan)
+    samples, teachers = read_samples(space.data, "test")[:], open_teachers(plan)
     judged: list[Judged] = [JudgedTeachers(teachers.embedder, teachers.captioner)]
     judged.append(JudgedStudent(*load_student(space.student)))
     judged += [] if bundle is None else _judged_graphs(bundle)

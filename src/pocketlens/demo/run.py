@@ -30,6 +30,7 @@ from pocketlens.demo.showcase import captioned, searched, telemetry_facts
 from pocketlens.demo.stopwatch import Stopwatch
 from pocketlens.demo.summary import Summary, summarise, write_summary
 from pocketlens.demo.tables import comparison_rows, variant_rows
+from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.evaluation import (
     Evaluation,
     Judged,
@@ -43,6 +44,7 @@ from pocketlens.distill.pipeline import (
     Report,
     Teachers,
     Workspace,
+    data_words,
     open_teachers,
     prepare_data,
     reinforce_data,
@@ -50,7 +52,7 @@ from pocketlens.distill.pipeline import (
     train_student,
 )
 from pocketlens.distill.recipe import Recipe, read_recipe
-from pocketlens.distill.scenes import Sample, read_split
+from pocketlens.distill.scenes import read_split
 from pocketlens.distill.students.student import load_student
 from pocketlens.export import Evaluation as ExportEvaluation
 from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
@@ -171,7 +173,7 @@ def _export(
         recipe=export_recipe,
         test=_samples(work, test),
         calibration=_samples(work, train),
-        provenance={"recipe": recipe.name, "data": f"scenes, seed {recipe.seed}, {recipe.data.train} pictures"},
+        provenance={"recipe": recipe.name, "data": data_words(recipe)},
         teachers=teacher_records(recipe),
         licence=recipe.licence,
         name=recipe.name,

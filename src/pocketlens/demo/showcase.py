@@ -19,7 +19,8 @@ from pocketlens.demo.report_content import (
     SearchHit,
     TelemetryFacts,
 )
-from pocketlens.distill.scenes import Sample, hallucinated, mentioned_kinds
+from pocketlens.distill.data.sample import Sample
+from pocketlens.distill.scenes import hallucinated, mentioned_kinds
 from pocketlens.runtime import Lens, Refusal, Store, index_folder, load
 from pocketlens.telemetry import preview
 
