@@ -58,6 +58,11 @@ class Tokenizer:
             ) from error
         return cls(backend, text_length=text_length)
 
+    def to_json(self) -> str:
+        """Return the tokenizer as `from_file` reads it."""
+        text: str = self._backend.to_str()
+        return text
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` without special tokens; any string is representable."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids

@@ -8,13 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill import augment
 from pocketlens.distill.concepts import find_concepts
 from pocketlens.distill.data.sample import Sample
-from pocketlens.distill.reinforce import Reinforced
+from pocketlens.distill.pictures import PixelSource
+from pocketlens.distill.reinforced import Reinforced
 
 __all__ = ["Batch", "TrainingSet"]
+
+_CONCEPT_POOL = 50_000  # pictures whose captions are asked what they agree on
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -43,12 +45,14 @@ class Batch(msgspec.Struct, frozen=True):
 class TrainingSet:
     """Pictures, captions and what the teachers said about them, ready to be drawn from.
 
+    Memory: about 40 bytes a picture; pixels, ids and answers stay on disk.
+
     Args:
-        samples: the pictures' human captions, the same number each.
+        samples: the pictures' human captions, any number each; a picture without is always given the teacher's.
         pixels: `(N, H, W, 3)` uint8 in the student's preprocessing.
         reinforced: the teachers' answers, rows as in `samples`.
-        tokenizer: the student's.
-        teacher_caption_share: probability that a step reads the teacher's caption instead of a human one.
+        ids: `(M, T)` int32, all texts as the student's tokenizer gives them; see `pocketlens.distill.token_cache`.
+        teacher_caption_share: probability that a step reads a caption by the teacher instead of a human one.
         with_concepts: whether the words that captions agree on are looked for; without, K is 0.
         seed: decides the order, the view and the caption of each step.
 
@@ -59,43 +63,53 @@ class TrainingSet:
     def __init__(
         self,
         samples: Sequence[Sample],
-        pixels: NDArray[np.uint8],
+        pixels: PixelSource,
         reinforced: Reinforced,
-        tokenizer: Tokenizer,
+        ids: NDArray[np.int32],
         *,
         teacher_caption_share: float,
         with_concepts: bool = False,
         seed: int,
     ) -> None:
+        self._samples = samples
         self._pixels = pixels
         self._reinforced = reinforced
+        self._ids = ids
         self._share = teacher_caption_share
         self._seed = seed
-        captions = [(*sample.captions, written) for sample, written in zip(samples, reinforced.captions, strict=True)]
-        texts = [text for of_picture in captions for text in of_picture]
-        self._ids = tokenizer.encode_batch(texts).reshape(len(samples), -1, tokenizer.text_length)
-        # Captions of nothing agree on nothing.
-        self.concepts = find_concepts(captions if with_concepts else [()] * len(captions))
+        self._human = np.diff(reinforced.text_starts) - reinforced.written
+        pool = _spread(len(samples), _CONCEPT_POOL) if with_concepts else []
+        self.concepts = find_concepts([self._captions(row) for row in pool])
+
+    def __len__(self) -> int:
+        return len(self._samples)
 
     def batch(self, step: int, size: int) -> Batch:
         """Return the rows of `step`; the same `(seed, step, size)` always gives the same batch."""
         rng = np.random.default_rng((self._seed, step))
         rows = np.sort(self._rows(step, size))
-        views = rng.integers(self._reinforced.params.shape[1], size=size)
-        human = rng.integers(self._ids.shape[1] - 1, size=size)
-        texts = np.where(rng.random(size) < self._share, self._ids.shape[1] - 1, human)
-        pixels = augment.apply(np.asarray(self._pixels[rows]), self._reinforced.params[rows, views])
+        views = rng.integers(self._reinforced.views, size=size)
+        human, written = self._human[rows], self._reinforced.written[rows]
+        by_people = rng.integers(np.maximum(human, 1))
+        by_teacher = (rng.random(size) < self._share) | (human == 0)
+        which = rng.integers(written)
+        texts = self._reinforced.text_starts[rows] + np.where(by_teacher, human + which, by_people)
+        pixels = augment.apply(np.asarray(self._pixels[rows]), self._reinforced.params(rows, views))
+        labels = self.concepts.labels([self._captions(row) for row in rows.tolist()] if self.concepts.words else rows)
         return Batch(
             torch.from_numpy(pixels),
-            torch.from_numpy(self._ids[rows, texts]),
-            torch.from_numpy(self._reinforced.images[rows, views].astype(np.float32)),
-            torch.from_numpy(self._reinforced.texts[rows, texts].astype(np.float32)),
-            torch.from_numpy(self.concepts.labels[rows]),
+            torch.from_numpy(np.asarray(self._ids[texts])),
+            torch.from_numpy(self._reinforced.images(rows, views)),
+            torch.from_numpy(self._reinforced.texts(texts)),
+            torch.from_numpy(labels),
         )
+
+    def _captions(self, row: int) -> tuple[str, ...]:
+        return (*self._samples[row].captions, *self._reinforced.captions(row))
 
     def _rows(self, step: int, size: int) -> NDArray[np.int64]:
         """Rows of a step: each epoch is a permutation of its own, steps run across its border."""
-        count = len(self._ids)
+        count = len(self)
         positions = np.arange(step * size, (step + 1) * size)
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(positions // count):
@@ -103,3 +117,8 @@ class TrainingSet:
             here = positions // count == epoch
             rows[here] = order[positions[here] % count]
         return rows
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return `range(count)`, or `most` numbers spread evenly over it."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []

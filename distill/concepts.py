@@ -33,13 +33,22 @@ class Concepts(NamedTuple):
 
     Attributes:
         words: the K words, by frequency.
-        labels: `(N, K)` bool: does any caption of the picture hold the word?
         weights: `(K,)` float32, mean 1: a rarer, better agreed word counts more.
     """
 
     words: tuple[str, ...]
-    labels: NDArray[np.bool_]
     weights: NDArray[np.float32]
+
+    def labels(self, captions: "Sequence[Sequence[str]] | NDArray[np.intp]") -> NDArray[np.bool_]:
+        """Return `(B, K)` bool: does any caption of the picture hold the word? Without words only B is looked at."""
+        labels = np.zeros((len(captions), len(self.words)), dtype=np.bool_)
+        if not self.words:
+            return labels
+        column = {word: index for index, word in enumerate(self.words)}
+        for row, texts in enumerate(captions):
+            said = set[str]().union(*(_WORD.findall(text.lower()) for text in texts))
+            labels[row, [column[word] for word in said if word in column]] = True
+        return labels
 
 
 def find_concepts(captions: Sequence[Sequence[str]]) -> Concepts:
@@ -57,12 +66,8 @@ def find_concepts(captions: Sequence[Sequence[str]]) -> Concepts:
     lift = _lift(bags)
     least = max(2.0, _MIN_PICTURES * len(bags))
     words = [word for word, count in pictures.most_common() if count >= least and lift.get(word, 0.0) >= _MIN_LIFT]
-    column = {word: index for index, word in enumerate(words)}
-    labels = np.zeros((len(bags), len(words)), dtype=np.bool_)
-    for row, bag in enumerate(bags):
-        labels[row, [column[word] for word in set[str]().union(*bag) if word in column]] = True
     weights = np.array([lift[word] ** _POWER for word in words], dtype=np.float32)
-    return Concepts(tuple(words), labels, weights / weights.mean() if words else weights)
+    return Concepts(tuple(words), weights / weights.mean() if words else weights)
 
 
 def concept_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
-"""Pictures on disk as one array of preprocessed pixels, decoded once and mapped from then on."""
+"""Pictures on disk as preprocessed pixels: one array, decoded once and mapped from then on, or decoded when asked for.
+
+The array costs height x width x 3 bytes a picture on disk; decoding anew costs time at every step. Small sets are
+cached, sets that are larger than the disk are not.
+"""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +20,7 @@ from pocketlens.core.errors import DataError, storage_errors
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.distill.data.sample import PictureFile, as_source
 
-__all__ = ["batches", "load_pixels"]
+__all__ = ["DecodedPixels", "PixelSource", "batches", "load_pixels"]
 
 _CHUNK = 256
 
@@ -59,6 +63,39 @@ def load_pixels(
             partial_file.rename(target)
     pixels: NDArray[np.uint8] = np.load(target, mmap_mode="r")
     return pixels
+
+
+class DecodedPixels:
+    """Pictures that are decoded each time they are asked for, by threads: Pillow leaves the interpreter lock alone.
+
+    Args:
+        pictures: where they are.
+        spec: their preprocessing.
+        workers: threads.
+    """
+
+    def __init__(self, pictures: Sequence[PictureFile], spec: PreprocessSpec, *, workers: int = 2) -> None:
+        self._pictures, self._spec = pictures, spec
+        self._pool = ThreadPoolExecutor(workers)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> NDArray[np.uint8]:
+        """Return `(B, H, W, 3)` uint8 for the pictures at `rows`.
+
+        Raises:
+            PictureError: a picture cannot be read.
+        """
+        asked = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
+        return np.stack(list(self._pool.map(self._decode, asked)))
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        return preprocess(as_source(self._pictures[row]), self._spec)
+
+
+PixelSource = NDArray[np.uint8] | DecodedPixels
+"""`(N, H, W, 3)` uint8, read by slices and by arrays of rows."""
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

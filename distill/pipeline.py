@@ -10,9 +10,9 @@
 Each step can be run again at any time: what is finished is kept, what is missing is made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,18 @@ from pocketlens.distill.bpe import train_bpe
 from pocketlens.distill.data.curate import Embed, curate
 from pocketlens.distill.data.recipe import ScenesData
 from pocketlens.distill.data.sample import PictureFile, Sample, as_source, extracted, read_samples
-from pocketlens.distill.pictures import load_pixels
+from pocketlens.distill.distributed import barrier, joined
+from pocketlens.distill.pictures import DecodedPixels, PixelSource, load_pixels
 from pocketlens.distill.recipe import Recipe
-from pocketlens.distill.reinforce import read_reinforced, reinforce
+from pocketlens.distill.reinforce import reinforce
+from pocketlens.distill.reinforced import read_reinforced
 from pocketlens.distill.scenes import write_dataset
 from pocketlens.distill.students.student import Student, preprocess_spec
 from pocketlens.distill.teachers.folder import read_card
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
 from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
 from pocketlens.distill.teachers.weights import builtin_folder
+from pocketlens.distill.token_cache import all_texts, token_ids
 from pocketlens.distill.train import Progress, train
 
 __all__ = [
@@ -174,20 +177,24 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
         StorageFull: the disk is full; finished shards are kept.
     """
     teachers, samples = open_teachers(recipe), read_samples(work.data, "train")
-    return reinforce(
-        samples,
-        embedder=teachers.embedder,
-        captioner=teachers.captioner,
-        embedder_pixels=_pixels(recipe, work, samples, teachers.embedder.preprocess, report),
-        captioner_pixels=_pixels(recipe, work, samples, teachers.captioner.preprocess, report),
-        teacher_folders=teachers.folders,
-        folder=work.reinforced,
-        views=recipe.reinforce.views,
-        shard=recipe.reinforce.shard,
-        seed=recipe.seed,
-        workers=recipe.threads,
-        progress=lambda done, total: report("reinforce", done, total, ""),
-    )
+    with joined() as place:
+        shards = reinforce(
+            samples,
+            data=work.data,
+            place=place,
+            embedder=teachers.embedder,
+            captioner=teachers.captioner,
+            embedder_pixels=_pixels(recipe, work, samples, teachers.embedder.preprocess, report),
+            captioner_pixels=_pixels(recipe, work, samples, teachers.captioner.preprocess, report),
+            teacher_folders=teachers.folders,
+            folder=work.reinforced,
+            settings=recipe.reinforce,
+            seed=recipe.seed,
+            workers=recipe.threads,
+            progress=lambda done, total: report("reinforce", done, total, ""),
+        )
+        barrier()
+    return shards
 
 
 def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], report: Report) -> Student:
@@ -199,7 +206,7 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         StorageFull: the disk is full; the last checkpoint is kept.
     """
     samples, reinforced = read_samples(work.data, "train"), read_reinforced(shards)
-    tokenizer = _tokenizer(recipe, work, samples, reinforced.captions)
+    tokenizer = _tokenizer(recipe, work, all_texts(samples, reinforced))
     config = recipe.student_config(tokenizer.vocab_size)
     weights = recipe.train.losses
     share = weights.sequence / (weights.caption + weights.sequence) if weights.sequence else 0.0
@@ -207,7 +214,7 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         samples,
         _pixels(recipe, work, samples, preprocess_spec(config), report),
         reinforced,
-        tokenizer,
+        token_ids(samples, reinforced, tokenizer, cache=work.cache),
         teacher_caption_share=share,
         with_concepts=weights.concepts > 0,
         seed=recipe.seed,
@@ -216,7 +223,28 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
     def progress(at: Progress) -> None:
         report("train", at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
 
-    return train(recipe, data, tokenizer, teacher_dim=reinforced.images.shape[2], run=work.student, progress=progress)
+    return train(recipe, data, tokenizer, teacher_dim=reinforced.dim, run=work.student, progress=progress)
+
+
+class _Pictures(Sequence[PictureFile]):
+    """The pictures of samples, looked up when they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample], folder: Path) -> None:
+        self._samples, self._folder = samples, folder
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> PictureFile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PictureFile]: ...
+
+    def __getitem__(self, index: int | slice) -> PictureFile | list[PictureFile]:
+        if isinstance(index, slice):
+            return [sample.picture(self._folder) for sample in self._samples[index]]
+        return self._samples[index].picture(self._folder)
 
 
 def _embed(recipe: Recipe) -> Embed:
@@ -231,9 +259,12 @@ def _embed(recipe: Recipe) -> Embed:
 
 def _pixels(
     recipe: Recipe, work: Workspace, samples: Sequence[Sample], spec: PreprocessSpec, report: Report
-) -> NDArray[np.uint8]:
+) -> PixelSource:
+    pictures = _Pictures(samples, work.data)
+    if not recipe.cache_pixels:
+        return DecodedPixels(pictures, spec, workers=recipe.threads)
     return load_pixels(
-        [sample.picture(work.data) for sample in samples],
+        pictures,
         spec,
         cache=work.cache,
         workers=recipe.threads,
@@ -241,12 +272,11 @@ def _pixels(
     )
 
 
-def _tokenizer(recipe: Recipe, work: Workspace, samples: Sequence[Sample], written: Sequence[str]) -> Tokenizer:
+def _tokenizer(recipe: Recipe, work: Workspace, texts: Iterable[str]) -> Tokenizer:
     """Return the student's BPE, trained into the run's folder unless it is there."""
     path, preset = work.student / "tokenizer.json", recipe.preset()
     if not path.exists():
-        texts = [text for sample in samples for text in sample.captions]
-        backend = train_bpe([*texts, *written], vocab_size=preset.vocab_size)
+        backend = train_bpe(texts, vocab_size=preset.vocab_size)
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(backend.to_str(), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import tomli_w
@@ -40,9 +40,23 @@ class TeacherPaths(_Table, frozen=True, kw_only=True):
 
 
 class ReinforceRecipe(_Table, frozen=True, kw_only=True):
-    """What the teachers are asked: `views` augmentations a picture, `shard` pictures a shard."""
+    """What the teachers are asked, and how their answers are kept.
+
+    Attributes:
+        views: seeded augmentations of each picture that the embedding teacher sees; the first changes nothing.
+        augment: which augmentations, see `pocketlens.distill.augment`.
+        captions: captions that the captioning teacher writes about each picture; a single one is the greedy one, more
+            come from beam search.
+        top_k: likeliest tokens that are kept at each position of a written caption; 0 keeps none.
+        store: how embeddings are kept: float16, or int8 with a scale for each vector.
+        shard: pictures a shard; a kill loses at most one shard's work.
+    """
 
     views: Positive = 2
+    augment: Literal["still", "photo"] = "still"
+    captions: Positive = 1
+    top_k: Annotated[int, Meta(ge=0, le=64)] = 0
+    store: Literal["float16", "int8"] = "float16"
     shard: Positive = 1000
 
 
@@ -98,6 +112,7 @@ class Recipe(_Table, frozen=True, kw_only=True):
     licence: str = "Apache-2.0"
     teachers: TeacherPaths = TeacherPaths()
     data: DataRecipe
+    cache_pixels: bool = True
     reinforce: ReinforceRecipe = ReinforceRecipe()
     student: StudentRecipe = StudentRecipe()
     train: TrainRecipe

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pocketlens.core.errors import TeacherError
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.distill.quiet import quiet_loading
 from pocketlens.distill.teachers.folder import read_card, teacher_errors
+from pocketlens.distill.teachers.scoring import score
 from pocketlens.distill.teachers.teacher import TeacherCaption
 
 __all__ = ["HfCaptioner"]
@@ -59,6 +61,38 @@ class HfCaptioner:
         texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
         sums = scores.sum(dim=1).tolist()
         return [TeacherCaption(text.strip(), score) for text, score in zip(texts, sums, strict=True)]
+
+    @torch.inference_mode()
+    def captions(self, pixels: NDArray[np.uint8], *, count: int, top_k: int) -> list[list[TeacherCaption]]:
+        """Return `count` captions a picture, the likeliest first; see `CaptioningTeacher`.
+
+        A single one is the greedy one; more are the best of a beam search with `count` beams, at least four. Each is
+        scored anew by one pass over the whole caption, so its log-probability is that of the text, not of the search.
+        """
+        if count == 1 and not top_k:
+            return [[caption] for caption in self.caption(pixels)]
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        images = (images - self._mean) / self._std
+        encoded = self.model.get_encoder()(pixel_values=images)
+        # Taken before generate(), which spreads it over its beams in place.
+        states = encoded.last_hidden_state.repeat_interleave(count, dim=0)
+        with quiet_loading():
+            sequences = self.model.generate(
+                encoder_outputs=encoded,
+                max_new_tokens=self.max_tokens,
+                do_sample=False,
+                num_beams=1 if count == 1 else max(4, count),
+                num_return_sequences=count,
+            )
+        logits = self.model(
+            encoder_outputs=(states,), decoder_input_ids=sequences[:, :-1]
+        ).logits  # (B x count, L, vocab)
+        found = score(logits, sequences[:, 1:], eos_id=int(self.model.generation_config.eos_token_id), top_k=top_k)
+        texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        captions = [msgspec.structs.replace(one, text=text.strip()) for one, text in zip(found, texts, strict=True)]
+        return [
+            sorted(captions[at : at + count], key=lambda one: -one.logprob) for at in range(0, len(captions), count)
+        ]
 
     def _generate(self, images: Tensor) -> Any:
         return self.model.generate(

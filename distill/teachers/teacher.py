@@ -15,11 +15,22 @@ from pocketlens.core.preprocess import PreprocessSpec
 __all__ = ["CaptioningTeacher", "EmbeddingTeacher", "TeacherCaption"]
 
 
-class TeacherCaption(msgspec.Struct, frozen=True):
-    """One caption with the sum of the natural log-probabilities of its tokens, the end included."""
+class TeacherCaption(msgspec.Struct, frozen=True, eq=False):
+    """One caption.
+
+    Attributes:
+        text: the caption.
+        logprob: the sum of the natural log-probabilities of its tokens, the end included.
+        token_ids: `(L,)` int32, its ids in the captioner's vocabulary, the end included; empty where nobody asked.
+        top_ids: `(L, k)` int32, the k likeliest ids at each position, the likeliest first; likewise.
+        top_logprobs: `(L, k)` float32, their natural log-probabilities.
+    """
 
     text: str
     logprob: float
+    token_ids: NDArray[np.int32] = msgspec.field(default_factory=lambda: np.empty(0, np.int32))
+    top_ids: NDArray[np.int32] = msgspec.field(default_factory=lambda: np.empty((0, 0), np.int32))
+    top_logprobs: NDArray[np.float32] = msgspec.field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 class EmbeddingTeacher(Protocol):
@@ -48,4 +59,11 @@ class CaptioningTeacher(Protocol):
 
     def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
         """Return one greedy caption a picture for `pixels (B, H, W, 3)`."""
+        ...
+
+    def captions(self, pixels: NDArray[np.uint8], *, count: int, top_k: int) -> list[list[TeacherCaption]]:
+        """Return `count` captions a picture, the likeliest first; a single one is the greedy one.
+
+        With `top_k` above 0 each has its ids and the `top_k` likeliest ids at each of its positions.
+        """
         ...

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from pocketlens.core.errors import DataError, TeacherError, TrainingError
+from pocketlens.core.preprocess import preprocess
+from pocketlens.distill import augment
 from pocketlens.distill.objective import Look, Objective
 from pocketlens.distill.pipeline import Workspace, open_teachers, prepare_data, reinforce_data, train_student
 from pocketlens.distill.recipe import Recipe, read_recipe, write_recipe
-from pocketlens.distill.reinforce import read_reinforced
+from pocketlens.distill.reinforced import read_reinforced
 from pocketlens.distill.students import config as students
 from pocketlens.distill.students.student import load_student
 from tests.distill.tiny import CONFIG, write_captioner, write_embedder
@@ -83,14 +85,15 @@ def test_shards_hold_what_the_teachers_say(recipe: Recipe, work: Workspace, shar
 
     data, samples, teachers = read_reinforced(shards), read_split(work.data, "train"), open_teachers(recipe)
     assert len(shards) == 3
-    assert data.images.shape == (12, 2, 20)
-    assert data.texts.shape == (12, 6, 20)
-    assert len(data.captions) == len(data.logprobs) == 12
-    assert (data.logprobs <= 0).all()
-    texts = teachers.embedder.embed_texts(list(samples[7].captions))
-    assert np.allclose(data.texts[7, :5].astype(np.float32), texts, atol=2e-3)
-    written = teachers.embedder.embed_texts([data.captions[7]])
-    assert np.allclose(data.texts[7, 5].astype(np.float32), written[0], atol=2e-3)
+    assert (len(data), data.views, data.dim) == (12, 2, 20)
+    assert data.text_starts.tolist() == list(range(0, 73, 6))
+    assert all((data.logprobs(row) <= 0).all() for row in range(12))
+    texts = teachers.embedder.embed_texts([*samples[7].captions, *data.captions(7)])
+    assert np.allclose(data.texts(np.arange(42, 48)), texts, atol=2e-3)
+    pixels = np.stack([preprocess(work.data / sample.image, teachers.embedder.preprocess) for sample in samples[:]])
+    rows, views = np.array([11, 0, 6]), np.array([1, 0, 1])
+    seen = teachers.embedder.embed_images(augment.apply(pixels[rows], data.params(rows, views)))
+    assert np.allclose(data.images(rows, views), seen, atol=2e-3)
 
 
 def test_finished_shards_are_kept_and_a_missing_one_is_made_again_the_same(
