@@ -1,6 +1,7 @@
 """What one training step sees, as a pure function of the seed and the step."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -12,9 +13,11 @@ from pocketlens.distill import augment
 from pocketlens.distill.concepts import find_concepts
 from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.pictures import PixelSource
-from pocketlens.distill.reinforced import Reinforced
+from pocketlens.distill.reinforced import Alternatives, Reinforced
 
-__all__ = ["Batch", "TrainingSet"]
+__all__ = ["Batch", "TrainingSet", "part_slices"]
+
+_ALL = slice(None)
 
 _CONCEPT_POOL = 50_000  # pictures whose captions are asked what they agree on
 
@@ -23,10 +26,12 @@ class Batch(msgspec.Struct, frozen=True):
     """One step's rows.
 
     Attributes:
-        pixels: `(B, H, W, 3)` uint8.
+        pixels: `(B, H, W, 3)` uint8; `(B, 0, 0, 3)` where only the labels were asked for.
         ids: `(B, T)` int32, one caption each.
         teacher_images, teacher_texts: `(B, D)` float32.
         concepts: `(B, K)` bool, see `pocketlens.distill.concepts`.
+        top_ids, top_logprobs: `(B, L, k)`, the captioner's likeliest tokens where the caption is its own and they were
+            kept; otherwise 0.
     """
 
     pixels: Tensor
@@ -34,12 +39,29 @@ class Batch(msgspec.Struct, frozen=True):
     teacher_images: Tensor
     teacher_texts: Tensor
     concepts: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+    def rows(self, rows: slice) -> "Batch":
+        """Return a part of the batch."""
+        return Batch(*(getattr(self, name)[rows] for name in self.__struct_fields__))
 
     def split(self, count: int) -> "list[Batch]":
-        """Return the rows in `count` parts of nearly the same size, in order; fewer if a part would have one row."""
-        count = max(1, min(count, len(self.ids) // 2))
-        fields = [torch.tensor_split(getattr(self, name), count) for name in self.__struct_fields__]
-        return [Batch(*part) for part in zip(*fields, strict=True)]
+        """Return the rows in `part_slices`."""
+        return [self.rows(part) for part in part_slices(len(self.ids), count)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        return Batch(*(getattr(self, name).to(device) for name in self.__struct_fields__))
+
+
+def part_slices(size: int, count: int) -> list[slice]:
+    """Return `size` rows as `count` slices of nearly the same length; fewer if one would have a single row."""
+    count = max(1, min(count, size // 2))
+    borders = [0]
+    for part in range(count):
+        borders.append(borders[-1] + size // count + (part < size % count))
+    return [slice(*pair) for pair in pairwise(borders)]
 
 
 class TrainingSet:
@@ -54,6 +76,7 @@ class TrainingSet:
         ids: `(M, T)` int32, all texts as the student's tokenizer gives them; see `pocketlens.distill.token_cache`.
         teacher_caption_share: probability that a step reads a caption by the teacher instead of a human one.
         with_concepts: whether the words that captions agree on are looked for; without, K is 0.
+        with_alternatives: whether the captioner's likeliest tokens are given with its captions.
         seed: decides the order, the view and the caption of each step.
 
     Attributes:
@@ -69,6 +92,7 @@ class TrainingSet:
         *,
         teacher_caption_share: float,
         with_concepts: bool = False,
+        with_alternatives: bool = False,
         seed: int,
     ) -> None:
         self._samples = samples
@@ -77,6 +101,7 @@ class TrainingSet:
         self._ids = ids
         self._share = teacher_caption_share
         self._seed = seed
+        self._with_alternatives = with_alternatives
         self._human = np.diff(reinforced.text_starts) - reinforced.written
         pool = _spread(len(samples), _CONCEPT_POOL) if with_concepts else []
         self.concepts = find_concepts([self._captions(row) for row in pool])
@@ -84,8 +109,14 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batch(self, step: int, size: int) -> Batch:
-        """Return the rows of `step`; the same `(seed, step, size)` always gives the same batch."""
+    def batch(self, step: int, size: int, *, pixels: slice | None = _ALL) -> Batch:
+        """Return the rows of `step`; the same `(seed, step, size)` always gives the same batch.
+
+        Args:
+            step: which.
+            size: B, rows of the whole batch.
+            pixels: the rows that are returned, by default all; `None` for the labels of all without their pixels.
+        """
         rng = np.random.default_rng((self._seed, step))
         rows = np.sort(self._rows(step, size))
         views = rng.integers(self._reinforced.views, size=size)
@@ -93,16 +124,34 @@ class TrainingSet:
         by_people = rng.integers(np.maximum(human, 1))
         by_teacher = (rng.random(size) < self._share) | (human == 0)
         which = rng.integers(written)
-        texts = self._reinforced.text_starts[rows] + np.where(by_teacher, human + which, by_people)
-        pixels = augment.apply(np.asarray(self._pixels[rows]), self._reinforced.params(rows, views))
+        kept = slice(0, size) if pixels is None else pixels
+        rows, views, by_teacher, which = rows[kept], views[kept], by_teacher[kept], which[kept]
+        texts = self._reinforced.text_starts[rows] + np.where(by_teacher, human[kept] + which, by_people[kept])
+        seen = np.empty((len(rows), 0, 0, 3), np.uint8)
+        if pixels is not None:
+            seen = augment.apply(np.asarray(self._pixels[rows]), self._reinforced.params(rows, views))
         labels = self.concepts.labels([self._captions(row) for row in rows.tolist()] if self.concepts.words else rows)
+        top_ids, top_logprobs = self._alternatives(rows, which, by_teacher)
         return Batch(
-            torch.from_numpy(pixels),
+            torch.from_numpy(seen),
             torch.from_numpy(np.asarray(self._ids[texts])),
             torch.from_numpy(self._reinforced.images(rows, views)),
             torch.from_numpy(self._reinforced.texts(texts)),
             torch.from_numpy(labels),
+            torch.from_numpy(top_ids),
+            torch.from_numpy(top_logprobs),
         )
+
+    def _alternatives(
+        self, rows: NDArray[np.intp], which: NDArray[np.intp], by_teacher: NDArray[np.bool_]
+    ) -> Alternatives:
+        if not self._with_alternatives:
+            return np.zeros((len(rows), 0, 0), np.int32), np.zeros((len(rows), 0, 0), np.float32)
+        _, (top_ids, top_logprobs) = self._reinforced.alternatives(rows, which)
+        # A caption by people has none; 0 is the log-probability of a token that is certain, so it marks nothing real.
+        return top_ids * by_teacher[:, None, None], np.minimum(top_logprobs, -1e-6) * (top_logprobs != 0) * by_teacher[
+            :, None, None
+        ]
 
     def _captions(self, row: int) -> tuple[str, ...]:
         return (*self._samples[row].captions, *self._reinforced.captions(row))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["affinity", "caption_cross_entropy", "contrastive", "feature"]
+__all__ = ["affinity", "caption_cross_entropy", "contrastive", "feature", "interactive", "token_cross_entropy"]
 
 
 def contrastive(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -42,6 +42,34 @@ def feature(projected: Tensor, teacher: Tensor) -> Tensor:
     Feature distillation, Yang et al. 2024 (CLIP-KD), section 3.3.
     """
     return (projected - teacher).square().sum(dim=1).mean()
+
+
+def interactive(images: Tensor, texts: Tensor, teacher_images: Tensor, teacher_texts: Tensor, scale: Tensor) -> Tensor:
+    """Return the InfoNCE of the student's pictures with the teacher's texts, and of its texts with their pictures.
+
+    Interactive contrastive learning, Yang et al. 2024 (CLIP-KD), section 3.5. All are `(B, T)` of unit norm.
+    """
+    return (contrastive(images, teacher_texts, scale) + contrastive(teacher_images, texts, scale)) / 2
+
+
+def token_cross_entropy(logits: Tensor, ids: Tensor, top_ids: Tensor, top_logprobs: Tensor) -> Tensor:
+    """Return the cross-entropy to the teacher's likeliest tokens: a mean over tokens, then over the whole batch.
+
+    Kim & Rush 2016, section 3.1, with the teacher's distribution cut to its likeliest tokens and scaled to sum 1.
+    Captions without alternatives, human ones, count 0.
+
+    Args:
+        logits: `(B, N, vocab)` at each of the caption's ids.
+        ids: `(B, N)`, the caption; the shapes' N may be longer than the alternatives'.
+        top_ids: `(B, L, k)`, all 0 beyond a caption's end and for captions without alternatives.
+        top_logprobs: `(B, L, k)`, likewise; below 0 elsewhere.
+    """
+    length = min(logits.shape[1], top_ids.shape[1])
+    known = (top_logprobs[:, :length] < 0.0).any(dim=2)  # (B, L)
+    target = torch.softmax(top_logprobs[:, :length], dim=2)
+    scores = torch.log_softmax(logits[:, :length], dim=2).gather(2, top_ids[:, :length].to(torch.int64))
+    tokens = -(target * scores).sum(dim=2) * known
+    return (tokens.sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
 
 
 def caption_cross_entropy(logits: Tensor, ids: Tensor, *, pad_id: int) -> Tensor:

@@ -14,6 +14,7 @@ from pocketlens.distill import losses
 from pocketlens.distill.batches import Batch
 from pocketlens.distill.concepts import concept_loss
 from pocketlens.distill.recipe import TrainRecipe
+from pocketlens.distill.students.blocks import unit_norm
 from pocketlens.distill.students.student import Student
 
 __all__ = ["Look", "Objective"]
@@ -53,7 +54,7 @@ class Objective(nn.Module):
         images, visual = student.image_encoder.heads(features)
         longest = int((batch.ids != pad_id).sum(dim=1).max())
         ids = batch.ids[:, :longest]  # padding changes no answer and costs time
-        embeds = bool(weights.contrastive or weights.affinity or weights.feature)
+        embeds = bool(weights.compares or weights.feature)
         texts = student.text_encoder(ids) if embeds else images.detach()
         terms: dict[str, Tensor] = {}
         if weights.feature:
@@ -70,6 +71,9 @@ class Objective(nn.Module):
             loss = losses.caption_cross_entropy(logits, ids[:, 1:], pad_id=pad_id)
             share_of_tokens = _targets(ids, pad_id) / _targets(whole.ids[:, :tokens], pad_id)
             terms["caption"] = (weights.caption + weights.sequence) * share_of_tokens * loss
+        if weights.token and weights.caption + weights.sequence:
+            scores = losses.token_cross_entropy(logits, ids[:, 1:], batch.top_ids, batch.top_logprobs)
+            terms["token"] = weights.token * share * scores
         if weights.concepts and self.concept_head is not None:
             logits = self.concept_head(features.mean(dim=(2, 3)))
             terms["concepts"] = weights.concepts * share * concept_loss(logits, batch.concepts, self.concept_weights)
@@ -81,6 +85,14 @@ class Objective(nn.Module):
         terms: dict[str, Tensor] = {}
         if weights.contrastive:
             terms["contrastive"] = weights.contrastive * losses.contrastive(images, texts, scale)
+        if weights.interactive:
+            terms["interactive"] = weights.interactive * losses.interactive(
+                unit_norm(self.projection(images)),
+                unit_norm(self.projection(texts)),
+                whole.teacher_images,
+                whole.teacher_texts,
+                scale,
+            )
         if weights.affinity:
             terms["affinity"] = weights.affinity * losses.affinity(
                 images,

@@ -10,6 +10,7 @@
 Each step can be run again at any time: what is finished is kept, what is missing is made.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.core.bundle import TeacherRecord
-from pocketlens.core.errors import storage_errors
+from pocketlens.core.errors import RecipeError, storage_errors
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.batches import TrainingSet
@@ -33,12 +34,13 @@ from pocketlens.distill.reinforce import reinforce
 from pocketlens.distill.reinforced import read_reinforced
 from pocketlens.distill.scenes import write_dataset
 from pocketlens.distill.students.student import Student, preprocess_spec
-from pocketlens.distill.teachers.folder import read_card
+from pocketlens.distill.teachers.folder import captioner_tokenizer, read_card
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
 from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
 from pocketlens.distill.teachers.weights import builtin_folder
 from pocketlens.distill.token_cache import all_texts, token_ids
 from pocketlens.distill.train import Progress, train
+from pocketlens.distill.validation import Validation
 
 __all__ = [
     "Report",
@@ -217,13 +219,41 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         token_ids(samples, reinforced, tokenizer, cache=work.cache),
         teacher_caption_share=share,
         with_concepts=weights.concepts > 0,
+        with_alternatives=weights.token > 0,
         seed=recipe.seed,
     )
 
     def progress(at: Progress) -> None:
         report("train", at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
 
-    return train(recipe, data, tokenizer, teacher_dim=reinforced.dim, run=work.student, progress=progress)
+    return train(
+        recipe,
+        data,
+        tokenizer,
+        teacher_dim=reinforced.dim,
+        run=work.student,
+        validation=_validation(recipe, work, tokenizer, preprocess_spec(config), report),
+        progress=progress,
+    )
+
+
+def _validation(
+    recipe: Recipe, work: Workspace, tokenizer: Tokenizer, spec: PreprocessSpec, report: Report
+) -> Validation | None:
+    """Return the validation split with the first caption of each picture, where the recipe looks at it."""
+    every = recipe.train.validate_every
+    if not every:
+        return None
+    samples = [sample for sample in read_samples(work.data, "val") if sample.captions]
+    if not samples:
+        raise RecipeError(
+            "train.validate_every",
+            expected="captioned pictures in the split val",
+            found="none",
+            remedy="Set data.val, name a val split under data.splits, or set train.validate_every to 0.",
+        )
+    ids = tokenizer.encode_batch([sample.captions[0] for sample in samples])
+    return Validation(_pixels(recipe, work, samples, spec, report), ids, pad_id=tokenizer.pad_id, every=every)
 
 
 class _Pictures(Sequence[PictureFile]):
@@ -273,11 +303,17 @@ def _pixels(
 
 
 def _tokenizer(recipe: Recipe, work: Workspace, texts: Iterable[str]) -> Tokenizer:
-    """Return the student's BPE, trained into the run's folder unless it is there."""
+    """Return the student's tokenizer, a BPE trained on `texts` or the captioner's own, from the run's folder."""
     path, preset = work.student / "tokenizer.json", recipe.preset()
     if not path.exists():
-        backend = train_bpe(texts, vocab_size=preset.vocab_size)
+        if recipe.student.tokenizer == "captioner":
+            content = captioner_tokenizer(_teacher_folders(recipe)[1])
+        else:
+            content = train_bpe(texts, vocab_size=preset.vocab_size).to_str()
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(backend.to_str(), encoding="utf-8")
+            # several processes may be here at once: each writes its own, the same
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(path)
     return Tokenizer.from_file(path, text_length=preset.text_length)

@@ -61,9 +61,15 @@ class ReinforceRecipe(_Table, frozen=True, kw_only=True):
 
 
 class StudentRecipe(_Table, frozen=True, kw_only=True):
-    """Which student is trained: a preset."""
+    """Which student is trained.
+
+    Attributes:
+        preset: the sizes.
+        tokenizer: `bpe`, trained on the captions at hand, or the captioning teacher's own (for token-level KD).
+    """
 
     preset: str = "nano"
+    tokenizer: Literal["bpe", "captioner"] = "bpe"
 
 
 class LossWeights(_Table, frozen=True, kw_only=True):
@@ -76,6 +82,10 @@ class LossWeights(_Table, frozen=True, kw_only=True):
             pictures and texts (CLIP-KD, Yang et al. 2024, section 3.3).
         caption: cross-entropy of the human captions.
         sequence: cross-entropy of the teacher's caption (sequence-level KD, Kim & Rush 2016).
+        token: cross-entropy to the captioning teacher's likeliest tokens (token-level KD, Kim & Rush 2016, section
+            3.1); needs `reinforce.top_k` and `student.tokenizer = "captioner"`.
+        interactive: InfoNCE of the student's pictures with the teacher's texts and the other way round (CLIP-KD,
+            section 3.5), through the projection of `feature`.
         concepts: cross-entropy of the words that a picture's captions agree on, predicted by a head of its own
             from the pooled features (after Fang et al. 2015; see `pocketlens.distill.concepts`).
     """
@@ -85,11 +95,33 @@ class LossWeights(_Table, frozen=True, kw_only=True):
     feature: Weight = 1.0
     caption: Weight = 1.0
     sequence: Weight = 1.0
+    token: Weight = 0.0
+    interactive: Weight = 0.0
     concepts: Weight = 0.0
+
+    @property
+    def compares(self) -> bool:
+        """Whether any term looks at pairs of pictures."""
+        return bool(self.contrastive or self.affinity or self.interactive)
 
 
 class TrainRecipe(_Table, frozen=True, kw_only=True):
-    """The optimisation. Rates are AdamW's, warmed up linearly and brought down by half a cosine."""
+    """The optimisation. Rates are AdamW's, warmed up linearly and brought down by half a cosine.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: pictures a step, over all processes.
+        learning_rate, weight_decay, warmup, clip_norm: the peak rate, the decay of matrices, the share of the steps
+            that the rate rises for, and what the gradient's norm is cut to.
+        ema: decay of the average of the weights, which is what is saved.
+        teacher_temperature: what the teacher's similarities are divided by.
+        checkpoint_every: steps between checkpoints.
+        micro_batches: in so many rounds a batch is seen; memory is that of one, the loss that of the whole batch.
+        precision: of the forward pass; bfloat16 is autocast.
+        validate_every: steps between looks at the validation split; 0 for none.
+        patience: so many looks without a better one end the training; 0 goes on to the end.
+        losses: weights of the terms.
+    """
 
     steps: Positive
     batch: Annotated[int, Meta(ge=2)] = 128
@@ -100,6 +132,10 @@ class TrainRecipe(_Table, frozen=True, kw_only=True):
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
     teacher_temperature: Annotated[float, Meta(gt=0.0)] = 0.05
     checkpoint_every: Positive = 100
+    micro_batches: Positive = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validate_every: Annotated[int, Meta(ge=0)] = 0
+    patience: Annotated[int, Meta(ge=0)] = 0
     losses: LossWeights = LossWeights()
 
 

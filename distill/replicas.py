@@ -9,12 +9,12 @@ Each copy's batch norm sees its own part of the batch, as under data-parallel tr
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 __all__ = ["Replicas"]
 
@@ -43,6 +43,14 @@ class Replicas(Generic[ModelT]):
     def __len__(self) -> int:
         return len(self._models)
 
+    def __iter__(self) -> Iterator[ModelT]:
+        return iter(self._models)
+
+    @property
+    def model(self) -> ModelT:
+        """The one that the optimizer changes."""
+        return self._models[0]
+
     def map(self, work: Callable[[ModelT, PartT], ResultT], parts: Sequence[PartT]) -> list[ResultT]:
         """Return `work(copy, part)` for each part, all at once; as many parts as copies, or fewer."""
         return list(self._pool.map(work, self._models[: len(parts)], parts))
@@ -57,11 +65,15 @@ class Replicas(Generic[ModelT]):
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Give every copy the model's weights, and all of them the mean of their running statistics."""
-        if len(self) == 1:
+        """Give every copy the model's weights and the mean of all running statistics, over processes too."""
+        together = distributed.is_available() and distributed.is_initialized()
+        if len(self) == 1 and not together:
             return
         for buffers in zip(*self._statistics, strict=True):
             mean = torch.stack(buffers).mean(dim=0)
+            if together:
+                distributed.all_reduce(mean)
+                mean /= distributed.get_world_size()
             for buffer in buffers:
                 buffer.copy_(mean)
         for others in self._weights[1:]:

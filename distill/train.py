@@ -1,31 +1,37 @@
 """Trains a student from a reinforced data set, without any teacher in memory.
 
 A step is a pure function of the weights, the seed and the step's number, so a run that is killed and
-started again ends with the same weights, bit for bit on the same machine and thread count.
+started again ends with the same weights, bit for bit on the same machine and thread count. Under `torchrun` the
+processes share each step (`pocketlens.distill.step`); the first one alone writes files.
 """
 
 import csv
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pocketlens.core.errors import TrainingError, storage_errors
 from pocketlens.core.tokenizer import Tokenizer
-from pocketlens.distill.batches import Batch, TrainingSet
+from pocketlens.distill.batches import TrainingSet
 from pocketlens.distill.checkpoint import load_state, only_run, save_state
-from pocketlens.distill.objective import Look, Objective
+from pocketlens.distill.curves import draw_curves
+from pocketlens.distill.distributed import Place, barrier, joined
+from pocketlens.distill.objective import Objective
 from pocketlens.distill.recipe import Recipe, write_recipe
 from pocketlens.distill.replicas import Replicas
 from pocketlens.distill.schedule import warmup_cosine
+from pocketlens.distill.step import Stepper, copies_of
 from pocketlens.distill.students.student import Student, save_student
 from pocketlens.distill.threads import single_threads
+from pocketlens.distill.validation import Validation, append_row
 
 __all__ = ["Progress", "train"]
 
@@ -33,12 +39,20 @@ _MAX_LOGIT_SCALE = 4.6052  # ln 100, as in CLIP
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """Where a run is: steps done and in all, the smoothed loss, pictures a second of this process."""
+    """Where a run is.
+
+    Attributes:
+        step, steps: done and in all.
+        loss: smoothed.
+        images_per_s: pictures a second, over all processes.
+        remaining_s: seconds to the end at this rate.
+    """
 
     step: int
     steps: int
     loss: float
     images_per_s: float
+    remaining_s: float
 
 
 class _Run(NamedTuple):
@@ -46,10 +60,13 @@ class _Run(NamedTuple):
 
     recipe: Recipe
     folder: Path
+    place: Place
+    device: torch.device
     model: Objective
     replicas: Replicas[Objective]
     average: AveragedModel
     optimizer: torch.optim.Optimizer
+    best: dict[str, Any]
 
 
 def train(
@@ -59,12 +76,15 @@ def train(
     *,
     teacher_dim: int,
     run: Path,
+    start: Student | None = None,
+    validation: Validation | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Student:
     """Train to `recipe.train.steps`, resuming from the checkpoint in `run`, and return the averaged student.
 
-    The folder gets `recipe.toml`, `checkpoint.pt`, `metrics.csv` and, at the end, `student.json` and
-    `student.safetensors`; the caller has put `tokenizer.json` there.
+    The folder gets `recipe.toml`, `checkpoint.pt`, `metrics.csv`, `validation.csv`, `curves.png` and, at the end,
+    `student.json` and `student.safetensors`; the caller has put `tokenizer.json` there. With `recipe.train.patience`
+    the training may end early, and the student is that of the best look at the validation split.
 
     Args:
         recipe: the whole recipe.
@@ -72,81 +92,93 @@ def train(
         tokenizer: the student's.
         teacher_dim: width of the teacher's embeddings.
         run: the run's folder.
+        start: a student to go on from, of the recipe's sizes; by default a new one.
+        validation: pictures to look at as the recipe says.
         progress: told after every step.
 
     Raises:
         TrainingError: the loss is not finite, another process uses the folder, or the folder holds a run of
             another recipe. The last good checkpoint is kept.
+        RecipeError: the batch does not divide among processes, copies and micro-batches.
         StorageFull: the disk is full; the last good checkpoint is kept.
     """
-    with only_run(run):
+    with joined() as place, only_run(run) if place.leads else nullcontext():
         torch.manual_seed(recipe.seed)
-        student = Student(recipe.student_config(tokenizer.vocab_size))
+        device = torch.device("cuda", place.rank % torch.cuda.device_count()) if torch.cuda.is_available() else _CPU
+        student = start or Student(recipe.student_config(tokenizer.vocab_size))
         weights = torch.from_numpy(data.concepts.weights)
-        model = Objective(student, teacher_dim=teacher_dim, concepts=weights)
+        model = Objective(student, teacher_dim=teacher_dim, concepts=weights).to(device)
         model.to(memory_format=torch.channels_last)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
-        with single_threads(recipe.threads) as pool:
-            replicas = Replicas(model, recipe.threads, pool)
-            state = _Run(recipe, run, model, replicas, average, _optimizer(model, recipe))
-            _loop(state, data, tokenizer.pad_id, _resume(state), progress)
-        student = cast("Objective", average.module).student
-        save_student(run, student.eval())
-        return student
+        copies = copies_of(recipe, place)
+        with single_threads(copies) as pool:
+            replicas = Replicas(model, copies, pool)
+            stepper = Stepper(recipe, data, replicas, place, pad_id=tokenizer.pad_id, device=device)
+            state = _Run(recipe, run, place, device, model, replicas, average, _optimizer(model, recipe), {})
+            _loop(state, stepper, _resume(state), validation, progress)
+        student = cast("Objective", average.module).student.to(_CPU)
+        if "student" in state.best:
+            student.load_state_dict(state.best["student"])
+        if place.leads:
+            save_student(run, student.eval())
+            draw_curves(run)
+        barrier()  # whoever comes out of here finds the files
+        return student.eval()
 
 
-def _loop(run: _Run, data: TrainingSet, pad_id: int, start: int, progress: Callable[[Progress], None] | None) -> None:
+_CPU = torch.device("cpu")
+
+
+def _loop(
+    run: _Run,
+    stepper: Stepper,
+    start: int,
+    validation: Validation | None,
+    progress: Callable[[Progress], None] | None,
+) -> None:
     settings, began, smooth = run.recipe.train, time.monotonic(), 0.0
     run.model.train()
     rows: list[dict[str, float]] = []
     run.replicas.spread()
     for step in range(start, settings.steps):
-        terms = _backward(run, step, data.batch(step, settings.batch), pad_id)
+        if _patience_is_over(run):
+            return
+        terms = stepper.backward(step)
+        if not all(map(math.isfinite, terms.values())):
+            raise _not_finite(step, terms, run.folder)
         total = sum(terms.values())
         _update(run, step)
         smooth = total if step == start else 0.95 * smooth + 0.05 * total
         rows.append({"step": step, "loss": total, **terms})
+        done = step + 1
         if progress is not None:
-            rate = (step + 1 - start) * settings.batch / (time.monotonic() - began)
-            progress(Progress(step + 1, settings.steps, smooth, rate))
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            _checkpoint(run, step + 1, rows)
+            pace = (time.monotonic() - began) / (done - start)
+            left = pace * (settings.steps - done)
+            progress(Progress(done, settings.steps, smooth, settings.batch / pace, left))
+        if validation is not None and (done % validation.every == 0 or done == settings.steps):
+            _validate(run, done, validation)
+        if done % settings.checkpoint_every == 0 or done == settings.steps or _patience_is_over(run):
+            _checkpoint(run, done, rows)
             rows = []
 
 
-def _backward(run: _Run, step: int, batch: Batch, pad_id: int) -> dict[str, float]:
-    """Leave the gradients of the batch in the model and return the weighted terms by name."""
-    settings, replicas = run.recipe.train, run.replicas
-    run.optimizer.zero_grad(set_to_none=True)
-    looks = replicas.map(lambda model, part: model.look(part, batch, settings, pad_id), batch.split(len(replicas)))
-    # The copies' graphs end at the embeddings; what all pictures say about each other goes on from leaves.
-    leaves = [
-        [vectors.detach().requires_grad_(vectors.requires_grad) for vectors in (look.images, look.texts)]
-        for look in looks
-    ]
-    images, texts = (torch.cat(vectors) for vectors in zip(*leaves, strict=True))
-    shared = run.model.compare(images, texts, batch, settings)
-    terms = {name: sum(look.terms[name].item() for look in looks) for name in looks[0].terms}
-    terms |= {name: term.item() for name, term in shared.items()}
-    if not all(map(math.isfinite, terms.values())):
-        raise _not_finite(step, terms, run.folder)
-    if shared:
-        torch.stack(list(shared.values())).sum().backward()
-    replicas.map(_backward_part, list(zip(looks, leaves, strict=True)))
-    replicas.gather_gradients()
-    return terms
+def _validate(run: _Run, step: int, validation: Validation) -> None:
+    """Look at the validation split with the averaged student, and remember it if it is the best so far."""
+    student = cast("Objective", run.average.module).student
+    found = validation.look(student, run.device)
+    if run.place.leads:
+        append_row(run.folder / "validation.csv", {"step": step, **found})
+    if found["loss"] < run.best.get("loss", math.inf):
+        run.best.update(loss=found["loss"], since=0)
+        if run.recipe.train.patience:
+            run.best["student"] = {name: value.cpu().clone() for name, value in student.state_dict().items()}
+    else:
+        run.best["since"] = run.best.get("since", 0) + 1
 
 
-def _backward_part(_: Objective, part: tuple[Look, list[Tensor]]) -> None:
-    """Go back through one copy's graph: from its own terms, and from its embeddings' gradients."""
-    look, leaves = part
-    ends = [
-        (vectors, leaf.grad)
-        for vectors, leaf in zip((look.images, look.texts), leaves, strict=True)
-        if leaf.grad is not None
-    ]
-    ends += [(term, torch.ones(())) for term in look.terms.values()]
-    torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
+def _patience_is_over(run: _Run) -> bool:
+    patience = run.recipe.train.patience
+    return bool(patience) and run.best.get("since", 0) >= patience
 
 
 def _update(run: _Run, step: int) -> None:
@@ -181,8 +213,10 @@ def _resume(run: _Run) -> int:
     """Load the checkpoint if there is one; return the step to go on with."""
     state = load_state(run.folder / "checkpoint.pt")
     if state is None:
-        write_recipe(run.folder / "recipe.toml", run.recipe)
-        (run.folder / "metrics.csv").unlink(missing_ok=True)
+        if run.place.leads:
+            write_recipe(run.folder / "recipe.toml", run.recipe)
+            for name in ("metrics.csv", "validation.csv"):
+                (run.folder / name).unlink(missing_ok=True)
         return 0
     if state["recipe"] != msgspec.json.encode(run.recipe).decode():
         raise TrainingError(
@@ -191,6 +225,7 @@ def _resume(run: _Run) -> int:
             found="a checkpoint of another recipe",
             remedy="Choose another folder, or delete this one to start anew.",
         )
+    run.best.update(state["best"])
     run.model.load_state_dict(state["model"])
     run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])
@@ -198,8 +233,11 @@ def _resume(run: _Run) -> int:
 
 
 def _checkpoint(run: _Run, step: int, rows: list[dict[str, float]]) -> None:
+    if not run.place.leads:
+        return
     state: dict[str, Any] = {
         "step": step,
+        "best": run.best,
         "recipe": msgspec.json.encode(run.recipe).decode(),
         "model": run.model.state_dict(),
         "average": run.average.state_dict(),

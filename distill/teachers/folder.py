@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from pocketlens.core.errors import TeacherError
+from pocketlens.core.tokenizer import SPECIAL_TOKENS
 
-__all__ = ["TeacherCard", "read_card", "teacher_errors"]
+__all__ = ["TeacherCard", "captioner_tokenizer", "read_card", "teacher_errors"]
 
 
 class TeacherCard(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -36,6 +38,28 @@ def read_card(folder: Path) -> TeacherCard:
         return TeacherCard(id=folder.name, licence="unknown")
     with teacher_errors(folder, "a readable teacher.json"):
         return msgspec.json.decode(path.read_bytes(), type=TeacherCard)
+
+
+def captioner_tokenizer(folder: Path) -> str:
+    """Return the `tokenizer.json` of a captioner, fit for a student.
+
+    Raises:
+        TeacherError: there is none, or it lacks the special tokens that a student has.
+    """
+    path = folder / "tokenizer.json"
+    with teacher_errors(folder, "a tokenizer.json"):
+        content = path.read_text(encoding="utf-8")
+        vocabulary = msgspec.json.decode(content, type=dict[str, Any])["model"]["vocab"]
+    known = vocabulary if isinstance(vocabulary, dict) else {}
+    missing = [token for index, token in enumerate(SPECIAL_TOKENS) if known.get(token) != index]
+    if missing:
+        raise TeacherError(
+            f"teacher {folder}",
+            expected=f"a tokenizer with {', '.join(SPECIAL_TOKENS)} as ids 0 to {len(SPECIAL_TOKENS) - 1}",
+            found=f"another one: {', '.join(missing)} not there",
+            remedy='Take student.tokenizer = "bpe" and leave train.losses.token at 0.',
+        )
+    return content
 
 
 @contextmanager

@@ -32,6 +32,8 @@ def batch() -> Batch:
         unit[:6],
         unit[6:],
         torch.rand(6, 3, generator=generator) < 0.4,
+        torch.randint(4, CONFIG.vocab_size, (6, 8, 3), generator=generator, dtype=torch.int32),
+        torch.log(torch.rand(6, 8, 3, generator=generator) / 3 + 0.01).sort(dim=2, descending=True).values,
     )
 
 
@@ -39,7 +41,9 @@ def batch() -> Batch:
 def test_terms_and_gradients_of_the_parts_add_up_to_those_of_the_batch(
     objective: Objective, batch: Batch, parts: int
 ) -> None:
-    settings = TrainRecipe(steps=1, losses=LossWeights(concepts=0.7, feature=2.0, caption=0.4))
+    settings = TrainRecipe(
+        steps=1, losses=LossWeights(concepts=0.7, feature=2.0, caption=0.4, token=0.3, interactive=0.5)
+    )
 
     def gradients(count: int) -> tuple[dict[str, float], list[torch.Tensor]]:
         objective.zero_grad(set_to_none=True)
@@ -55,7 +59,7 @@ def test_terms_and_gradients_of_the_parts_add_up_to_those_of_the_batch(
 
     whole_terms, whole = gradients(1)
     part_terms, summed = gradients(parts)
-    assert set(whole_terms) == {"contrastive", "affinity", "feature", "caption", "concepts"}
+    assert set(whole_terms) == {"contrastive", "affinity", "feature", "caption", "concepts", "token", "interactive"}
     assert part_terms == pytest.approx(whole_terms, rel=1e-5)
     for expected, found in zip(whole, summed, strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
