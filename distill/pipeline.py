@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pocketlens.core.bundle import TeacherRecord
@@ -33,11 +34,12 @@ from pocketlens.distill.recipe import Recipe
 from pocketlens.distill.reinforce import reinforce
 from pocketlens.distill.reinforced import read_reinforced
 from pocketlens.distill.scenes import write_dataset
-from pocketlens.distill.students.student import Student, preprocess_spec
-from pocketlens.distill.teachers.folder import captioner_tokenizer, read_card
-from pocketlens.distill.teachers.hf_captioner import HfCaptioner
-from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
-from pocketlens.distill.teachers.weights import builtin_folder
+from pocketlens.distill.students.config import StudentConfig
+from pocketlens.distill.students.inheritance import inherit, load_backbone
+from pocketlens.distill.students.student import Student, load_student, preprocess_spec
+from pocketlens.distill.teachers.folder import captioner_tokenizer
+from pocketlens.distill.teachers.opening import captioner_card, embedder_card, open_captioner, open_embedder
+from pocketlens.distill.teachers.teacher import CaptioningTeacher, EmbeddingTeacher
 from pocketlens.distill.token_cache import all_texts, token_ids
 from pocketlens.distill.train import Progress, train
 from pocketlens.distill.validation import Validation
@@ -94,11 +96,10 @@ class Workspace(NamedTuple):
 
 
 class Teachers(NamedTuple):
-    """The two teachers and the folders that they came from."""
+    """The two teachers."""
 
-    embedder: OpenClipTeacher
-    captioner: HfCaptioner
-    folders: tuple[Path, Path]
+    embedder: EmbeddingTeacher
+    captioner: CaptioningTeacher
 
 
 def teacher_records(recipe: Recipe) -> tuple[TeacherRecord, TeacherRecord]:
@@ -107,10 +108,11 @@ def teacher_records(recipe: Recipe) -> tuple[TeacherRecord, TeacherRecord]:
     Raises:
         TeacherError: there is no such folder, or its card is malformed.
     """
-    embedder, captioner = (read_card(folder) for folder in _teacher_folders(recipe))
+    names = recipe.teachers
+    embedder, captioner = embedder_card(names.embedder), captioner_card(names.captioner)
     return (
-        TeacherRecord(id=embedder.id, licence=embedder.licence, task="embedding"),
-        TeacherRecord(id=captioner.id, licence=captioner.licence, task="captioning"),
+        TeacherRecord(id=embedder.id, licence=names.embedder_licence or embedder.licence, task="embedding"),
+        TeacherRecord(id=captioner.id, licence=names.captioner_licence or captioner.licence, task="captioning"),
     )
 
 
@@ -118,17 +120,11 @@ def open_teachers(recipe: Recipe) -> Teachers:
     """Return the recipe's teachers.
 
     Raises:
-        TeacherError: a folder is missing, incomplete or in another format.
+        TeacherError: one cannot be opened.
     """
-    embedder, captioner = _teacher_folders(recipe)
-    return Teachers(OpenClipTeacher(embedder), HfCaptioner(captioner), (embedder, captioner))
-
-
-def _teacher_folders(recipe: Recipe) -> tuple[Path, Path]:
     names = recipe.teachers
-    embedder = builtin_folder("embedder") if names.embedder == "builtin" else Path(names.embedder)
-    captioner = builtin_folder("captioner") if names.captioner == "builtin" else Path(names.captioner)
-    return embedder, captioner
+    captioner = open_captioner(names.captioner, prompt=names.prompt or None, max_tokens=names.max_tokens)
+    return Teachers(open_embedder(names.embedder), captioner)
 
 
 def data_words(recipe: Recipe) -> str:
@@ -188,7 +184,6 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
             captioner=teachers.captioner,
             embedder_pixels=_pixels(recipe, work, samples, teachers.embedder.preprocess, report),
             captioner_pixels=_pixels(recipe, work, samples, teachers.captioner.preprocess, report),
-            teacher_folders=teachers.folders,
             folder=work.reinforced,
             settings=recipe.reinforce,
             seed=recipe.seed,
@@ -232,9 +227,24 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         tokenizer,
         teacher_dim=reinforced.dim,
         run=work.student,
+        start=_start(recipe, config),
         validation=_validation(recipe, work, tokenizer, preprocess_spec(config), report),
         progress=progress,
     )
+
+
+def _start(recipe: Recipe, config: StudentConfig) -> Student | None:
+    """Return the student that training starts with, where the recipe says more than its sizes."""
+    plan = recipe.student
+    if not plan.backbone_weights and not plan.start:
+        return None
+    torch.manual_seed(recipe.seed)
+    student = Student(config)
+    if plan.start:
+        inherit(student, load_student(Path(plan.start))[0])
+    if plan.backbone_weights:
+        load_backbone(student, Path(plan.backbone_weights))
+    return student
 
 
 def _validation(
@@ -306,8 +316,11 @@ def _tokenizer(recipe: Recipe, work: Workspace, texts: Iterable[str]) -> Tokeniz
     """Return the student's tokenizer, a BPE trained on `texts` or the captioner's own, from the run's folder."""
     path, preset = work.student / "tokenizer.json", recipe.preset()
     if not path.exists():
-        if recipe.student.tokenizer == "captioner":
-            content = captioner_tokenizer(_teacher_folders(recipe)[1])
+        if recipe.student.start:
+            load_student(Path(recipe.student.start))  # says what is wrong with it
+            content = (Path(recipe.student.start) / "tokenizer.json").read_text(encoding="utf-8")
+        elif recipe.student.tokenizer == "captioner":
+            content = captioner_tokenizer(recipe.teachers.captioner)
         else:
             content = train_bpe(texts, vocab_size=preset.vocab_size).to_str()
         with storage_errors(path):

@@ -33,10 +33,22 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TeacherPaths(_Table, frozen=True, kw_only=True):
-    """Folders of the teachers. `builtin` names the ones that come with pocketlens."""
+    """Who the teachers are; see `pocketlens.distill.teachers.opening` for names.
 
-    embedder: str = "builtin"
+    Attributes:
+        embedder: one name, or several for an ensemble.
+        captioner: one name.
+        embedder_licence, captioner_licence: where a teacher brings no card of its own, as models on a hub.
+        prompt: what a chat model is asked; empty for a plain request.
+        max_tokens: captions are cut after this many of the captioner's tokens.
+    """
+
+    embedder: str | tuple[str, ...] = "builtin"
     captioner: str = "builtin"
+    embedder_licence: str = ""
+    captioner_licence: str = ""
+    prompt: str = ""
+    max_tokens: Positive = 32
 
 
 class ReinforceRecipe(_Table, frozen=True, kw_only=True):
@@ -65,11 +77,15 @@ class StudentRecipe(_Table, frozen=True, kw_only=True):
 
     Attributes:
         preset: the sizes.
+        backbone_weights: a safetensors file of the backbone's weights by their timm names; empty for random ones.
+        start: folder of a larger student whose weights this one inherits; its tokenizer is taken too.
         tokenizer: `bpe`, trained on the captions at hand, or the captioning teacher's own (for token-level KD).
     """
 
     preset: str = "nano"
     tokenizer: Literal["bpe", "captioner"] = "bpe"
+    backbone_weights: str = ""
+    start: str = ""
 
 
 class LossWeights(_Table, frozen=True, kw_only=True):

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlens.core.bundle import tree_digest
 from pocketlens.core.errors import storage_errors
 from pocketlens.core.picture_source import read_bytes
 from pocketlens.distill import augment
@@ -41,7 +40,6 @@ def reinforce(
     captioner: CaptioningTeacher,
     embedder_pixels: PixelSource,
     captioner_pixels: PixelSource,
-    teacher_folders: Sequence[Path],
     folder: Path,
     settings: ReinforceRecipe,
     seed: int,
@@ -58,7 +56,6 @@ def reinforce(
         captioner: the captioning teacher.
         embedder_pixels: `(N, H, W, 3)` uint8, preprocessed by the embedder's spec.
         captioner_pixels: likewise by the captioner's.
-        teacher_folders: hashed into the key.
         folder: where shards go.
         settings: views, captions and what is kept of them.
         seed: of the augmentations.
@@ -72,7 +69,7 @@ def reinforce(
         PictureError: a picture cannot be read.
     """
     # What changes the answers is in the key; how many pictures make a shard shows in the samples.
-    words = [[tree_digest(one) for one in teacher_folders], msgspec.to_builtins(settings), seed]
+    words = [[embedder.digest, captioner.digest], msgspec.to_builtins(settings), seed]
     base = hashlib.sha256(json.dumps(words).encode())
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

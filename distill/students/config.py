@@ -1,6 +1,6 @@
 """The shape of a student: plain numbers, saved beside every checkpoint."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,6 +16,8 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             `None` leaves the backbone as it is.
         feature_map: which of the backbone's feature maps is used, counted from the end: -1 is the last, -2 the one
             of half its stride; what lies behind it is cut off.
+        backbone_padding: `same` for TensorFlow's padding, which weights that come from there need: on the side that
+            a stride leaves over. Empty for the backbone's own.
         image_px: side of the square input, pixels.
         mean, std: per-channel normalisation of pixels scaled to [0, 1]; it lives in the graph.
         visual_grid: at most this many visual tokens a side. A token is made of a square of the feature map where
@@ -32,6 +34,7 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     backbone: str
     output_stride: int | None = None
     feature_map: int = -1
+    backbone_padding: Literal["", "same"] = ""
     image_px: int = 96
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
@@ -59,5 +62,34 @@ PRESETS: Final[dict[str, StudentConfig]] = {
         decoder_layers=3,
         vocab_size=512,
     ),
+    "small": StudentConfig(
+        backbone="mobilenetv4_conv_small",
+        image_px=224,
+        visual_grid=7,
+        embed_dim=256,
+        width=256,
+        heads=4,
+        text_layers=3,
+        decoder_layers=3,
+        text_length=40,
+        caption_tokens=32,
+        vocab_size=4096,
+    ),
+    "base": StudentConfig(
+        backbone="mobilenetv4_conv_medium",
+        image_px=256,
+        visual_grid=4,
+        embed_dim=512,
+        width=512,
+        heads=8,
+        text_layers=6,
+        decoder_layers=6,
+        text_length=48,
+        caption_tokens=40,
+        vocab_size=16384,
+    ),
 }
-"""Named students. `nano` is the one that the demo trains on two CPU cores."""
+"""Named students: `nano` is what the demo trains on two CPU cores, `small` is for a phone, `base` for a good one.
+
+All three backbones are convolutions with ReLU, which static int8 takes without loss (docs/export.md).
+"""

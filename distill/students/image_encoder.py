@@ -71,6 +71,8 @@ class ImageEncoder(nn.Module):
 
 def _backbone(config: StudentConfig) -> nn.Module:
     options: dict[str, object] = {"features_only": True, "out_indices": (config.feature_map,), "pretrained": False}
+    if config.backbone_padding:
+        options["pad_type"] = config.backbone_padding
     if config.output_stride is not None:
         options["output_stride"] = config.output_stride
     try:

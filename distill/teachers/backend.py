@@ -1,12 +1,10 @@
 """A captioning teacher behind the caption service."""
 
-from pathlib import Path
 from typing import Self
 
 from pocketlens.core.preprocess import preprocess
-from pocketlens.distill.teachers.hf_captioner import HfCaptioner
+from pocketlens.distill.teachers.opening import open_captioner
 from pocketlens.distill.teachers.teacher import CaptioningTeacher
-from pocketlens.distill.teachers.weights import builtin_folder
 
 __all__ = ["TeacherBackend"]
 
@@ -25,7 +23,7 @@ class TeacherBackend:
         Raises:
             TeacherError: the folder holds no captioner.
         """
-        return cls(HfCaptioner(builtin_folder("captioner") if name == "builtin" else Path(name)))
+        return cls(open_captioner(name))
 
     def caption(self, picture: bytes) -> str:
         """Return the teacher's caption of an encoded picture.

@@ -1,120 +1,153 @@
-"""A captioner in Hugging Face format, from a local folder through `from_pretrained`."""
+"""Captioners in Hugging Face's formats: VisionEncoderDecoder, BLIP, GIT, and image-text-to-text chat models."""
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from pocketlens.core.errors import TeacherError
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.distill.quiet import quiet_loading
-from pocketlens.distill.teachers.folder import read_card, teacher_errors
-from pocketlens.distill.teachers.scoring import score
+from pocketlens.distill.teachers.digest import digest_of
+from pocketlens.distill.teachers.folder import card_of, teacher_errors
+from pocketlens.distill.teachers.generated import beams_for, scored
+from pocketlens.distill.teachers.preprocessing import Pixels, huggingface_pixels
 from pocketlens.distill.teachers.teacher import TeacherCaption
 
-__all__ = ["HfCaptioner"]
+__all__ = ["DEFAULT_PROMPT", "ChatCaptioner", "HfCaptioner", "open_hf_captioner"]
 
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
+DEFAULT_PROMPT: Final = "Describe the picture in one short sentence."
+"""What a chat model is asked when the recipe says nothing else."""
+
+_PLAIN: Final = ("VisionEncoderDecoderModel", "BlipForConditionalGeneration", "GitForCausalLM")
+_CHAT_SIDE_PX: Final = 512  # a chat model's processor resizes once more, to what it wants
 
 
-class HfCaptioner:
-    """A `VisionEncoderDecoderModel` with its tokenizer and its image processor's settings.
+def open_hf_captioner(
+    name: str, *, prompt: str = DEFAULT_PROMPT, max_tokens: int = 32
+) -> "HfCaptioner | ChatCaptioner":
+    """Return the captioner `name`, a local folder or a name on the hub.
 
     Args:
-        folder: the local folder that `save_pretrained` wrote.
+        name: what `save_pretrained` wrote.
+        prompt: what a chat model is asked; other models need none.
         max_tokens: captions are cut after this many new tokens.
 
     Raises:
-        TeacherError: the folder is missing, incomplete or in another format.
+        TeacherError: it is missing, incomplete or in another format.
+    """
+    with teacher_errors(name, "a captioner as save_pretrained writes it"), quiet_loading():
+        kinds = AutoConfig.from_pretrained(name).architectures or []
+    if set(kinds) & set(_PLAIN):
+        return HfCaptioner(name, max_tokens=max_tokens)
+    return ChatCaptioner(name, prompt=prompt, max_tokens=max_tokens)
+
+
+class HfCaptioner:
+    """A model that captions a picture without being asked, with its tokenizer and its image processor's settings.
+
+    Args:
+        name: a local folder, or a name on the hub.
+        max_tokens: captions are cut after this many new tokens.
+
+    Raises:
+        TeacherError: it is missing, incomplete or in another format.
     """
 
-    def __init__(self, folder: Path, *, max_tokens: int = 32) -> None:
-        card = read_card(folder)
+    def __init__(self, name: str, *, max_tokens: int = 32) -> None:
+        card = card_of(name)
         self.id, self.licence = card.id, card.licence
         self.max_tokens = max_tokens
-        with teacher_errors(folder, "a vision-encoder-decoder model as save_pretrained writes it"), quiet_loading():
+        with teacher_errors(name, f"one of {', '.join(_PLAIN)} as save_pretrained writes it"), quiet_loading():
+            kind = next((k for k in AutoConfig.from_pretrained(name).architectures or [] if k in _PLAIN), _PLAIN[0])
             # float32 whatever the file holds: half precision runs twenty times slower on a CPU (docs/LOG.md)
-            model = VisionEncoderDecoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-            self.model = model.eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True).to_dict()
-            self.preprocess = _spec(folder, settings)
-            self._mean = torch.tensor(settings["image_mean"]).view(1, 3, 1, 1)
-            self._std = torch.tensor(settings["image_std"]).view(1, 3, 1, 1)
+            model = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32)
+            self.model: Any = model.eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._pixels: Pixels = huggingface_pixels(AutoImageProcessor.from_pretrained(name).to_dict(), name)
+        self.preprocess = self._pixels.spec
+        self.digest = digest_of(name, self.model)
+        self._ends = _end_ids(self.model)
 
-    @torch.inference_mode()
     def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
         """Return one greedy caption a picture for `pixels (B, H, W, 3)` uint8."""
-        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        with quiet_loading():  # generate() warns about padding in a decoder prompt, which a caption does not have
-            result = self._generate((images - self._mean) / self._std)
-        logits = torch.stack(result.logits, dim=1)  # (B, N, vocab)
-        new = result.sequences[:, -logits.shape[1] :]
-        scores = torch.log_softmax(logits, dim=-1).gather(2, new[..., None])[..., 0]
-        # generate() pads rows that ended early; a pad token costs nothing
-        scores = scores.masked_fill(new == self.model.generation_config.pad_token_id, 0.0)
-        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        sums = scores.sum(dim=1).tolist()
-        return [TeacherCaption(text.strip(), score) for text, score in zip(texts, sums, strict=True)]
+        return [captions[0] for captions in self.captions(pixels, count=1, top_k=0)]
 
     @torch.inference_mode()
     def captions(self, pixels: NDArray[np.uint8], *, count: int, top_k: int) -> list[list[TeacherCaption]]:
-        """Return `count` captions a picture, the likeliest first; see `CaptioningTeacher`.
-
-        A single one is the greedy one; more are the best of a beam search with `count` beams, at least four. Each is
-        scored anew by one pass over the whole caption, so its log-probability is that of the text, not of the search.
-        """
-        if count == 1 and not top_k:
-            return [[caption] for caption in self.caption(pixels)]
-        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        images = (images - self._mean) / self._std
-        encoded = self.model.get_encoder()(pixel_values=images)
-        # Taken before generate(), which spreads it over its beams in place.
-        states = encoded.last_hidden_state.repeat_interleave(count, dim=0)
-        with quiet_loading():
-            sequences = self.model.generate(
-                encoder_outputs=encoded,
-                max_new_tokens=self.max_tokens,
-                do_sample=False,
-                num_beams=1 if count == 1 else max(4, count),
-                num_return_sequences=count,
+        """Return `count` captions a picture, the likeliest first; see `CaptioningTeacher`."""
+        with quiet_loading():  # generate() warns about padding in a decoder prompt, which a caption does not have
+            output = self.model.generate(
+                pixel_values=self._pixels.tensor(pixels), max_new_tokens=self.max_tokens, **beams_for(count)
             )
-        logits = self.model(
-            encoder_outputs=(states,), decoder_input_ids=sequences[:, :-1]
-        ).logits  # (B x count, L, vocab)
-        found = score(logits, sequences[:, 1:], eos_id=int(self.model.generation_config.eos_token_id), top_k=top_k)
-        texts = self._tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        captions = [msgspec.structs.replace(one, text=text.strip()) for one, text in zip(found, texts, strict=True)]
-        return [
-            sorted(captions[at : at + count], key=lambda one: -one.logprob) for at in range(0, len(captions), count)
-        ]
+        ids, found = scored(output, ends=self._ends, top_k=top_k)
+        return _grouped(found, self._tokenizer.batch_decode(ids, skip_special_tokens=True), count)
 
-    def _generate(self, images: Tensor) -> Any:
-        return self.model.generate(
-            pixel_values=images,
-            max_new_tokens=self.max_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            output_logits=True,
+
+class ChatCaptioner:
+    """An image-text-to-text chat model (SmolVLM, Florence and their like) that is asked for a caption.
+
+    Pictures are brought to 512 x 512, the long side fitted, the rest grey; the model's own processor does the rest.
+
+    Args:
+        name: a local folder, or a name on the hub.
+        prompt: the question.
+        max_tokens: captions are cut after this many new tokens.
+
+    Raises:
+        TeacherError: it is missing, incomplete or in another format.
+    """
+
+    def __init__(self, name: str, *, prompt: str = DEFAULT_PROMPT, max_tokens: int = 32) -> None:
+        card = card_of(name)
+        self.id, self.licence = card.id, card.licence
+        self.max_tokens, self.prompt = max_tokens, prompt
+        with teacher_errors(name, "an image-text-to-text model and its processor"), quiet_loading():
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32).eval()
+            self._processor: Any = AutoProcessor.from_pretrained(name)
+            self._text = self._asked(prompt)
+        self._processor.tokenizer.padding_side = "left"
+        self.preprocess = PreprocessSpec(height_px=_CHAT_SIDE_PX, width_px=_CHAT_SIDE_PX, fit="pad")
+        self.digest = digest_of(name, self.model, prompt)
+        self._ends = _end_ids(self.model)
+
+    def _asked(self, prompt: str) -> str:
+        """Return the prompt as the model wants it: through its chat template, or as it is where it has none."""
+        if not getattr(self._processor, "chat_template", None):
+            return prompt
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        text: str = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        return text
+
+    def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
+        """Return one greedy caption a picture for `pixels (B, H, W, 3)` uint8."""
+        return [captions[0] for captions in self.captions(pixels, count=1, top_k=0)]
+
+    @torch.inference_mode()
+    def captions(self, pixels: NDArray[np.uint8], *, count: int, top_k: int) -> list[list[TeacherCaption]]:
+        """Return `count` captions a picture, the likeliest first; see `CaptioningTeacher`."""
+        pictures = [[Image.fromarray(picture)] for picture in pixels]
+        inputs = self._processor(images=pictures, text=[self._text] * len(pictures), return_tensors="pt", padding=True)
+        with quiet_loading():
+            output = self.model.generate(**inputs, max_new_tokens=self.max_tokens, **beams_for(count))
+        ids, found = scored(output, ends=self._ends, top_k=top_k)
+        return _grouped(found, self._processor.batch_decode(ids, skip_special_tokens=True), count)
 
 
-def _spec(folder: Path, settings: dict[str, object]) -> PreprocessSpec:
-    """Return an image processor's settings as a spec; refuse what the spec cannot say."""
-    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
-    resample = settings.get("resample")
-    if not isinstance(size, dict) or not {"height", "width"} <= size.keys() or resample not in _FILTERS:
-        raise TeacherError(
-            f"teacher {folder}",
-            expected="an image processor with height and width, bilinear (2) or bicubic (3) resampling",
-            found=f"size {size}, resample {resample}",
-            remedy="Correct preprocessor_config.json to what the model was trained with.",
-        )
-    fit = "crop" if settings.get("do_center_crop") else "squash"
-    return PreprocessSpec(height_px=size["height"], width_px=size["width"], fit=fit, filter=_FILTERS[resample])  # type: ignore[arg-type]
+def _end_ids(model: Any) -> list[int]:
+    # BLIP's generate() ends captions with the separator, whatever its generation settings say.
+    blip = isinstance(model, transformers.BlipForConditionalGeneration)
+    ends = model.config.text_config.sep_token_id if blip else model.generation_config.eos_token_id
+    return [int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+
+
+def _grouped(found: list[TeacherCaption], texts: list[str], count: int) -> list[list[TeacherCaption]]:
+    """Return captions with their texts, `count` a picture, the likeliest first."""
+    captions = [msgspec.structs.replace(one, text=text.strip()) for one, text in zip(found, texts, strict=True)]
+    return [sorted(captions[at : at + count], key=lambda one: -one.logprob) for at in range(0, len(captions), count)]

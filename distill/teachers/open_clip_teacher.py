@@ -1,4 +1,4 @@
-"""A dual encoder in open_clip's format, from a local folder or by hub name."""
+"""A dual encoder of open_clip (MobileCLIP, SigLIP, CLIP …), from a local folder or by the name it is built in under."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,47 +10,44 @@ import torch
 from numpy.typing import NDArray
 
 from pocketlens.core.errors import TeacherError
-from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.distill.quiet import quiet_loading
-from pocketlens.distill.teachers.folder import read_card, teacher_errors
+from pocketlens.distill.teachers.digest import digest_of
+from pocketlens.distill.teachers.folder import card_of, teacher_errors
+from pocketlens.distill.teachers.preprocessing import open_clip_pixels
 
 __all__ = ["OpenClipTeacher"]
 
-_FITS = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-
 
 class OpenClipTeacher:
-    """Opens a folder through `open_clip.create_model_and_transforms` and keeps the model in eval mode.
+    """Opens a model through `open_clip.create_model_and_transforms` and keeps it in eval mode.
 
-    The folder holds `open_clip_config.json`, weights and, where the tokenizer is not CLIP's own, a
-    Hugging Face tokenizer: what `open_clip.push_to_hf_hub` writes.
+    A folder holds `open_clip_config.json`, weights and, where the tokenizer is not CLIP's own, a Hugging Face
+    tokenizer: what `open_clip.push_to_hf_hub` writes.
 
     Args:
-        folder: the local folder.
+        name: the local folder, or `NAME` or `NAME@PRETRAINED` of a built-in model; without PRETRAINED the first weights
+            that open_clip lists for it.
 
     Raises:
-        TeacherError: the folder is missing, incomplete or in another format.
+        TeacherError: it is missing, incomplete or in another format.
     """
 
-    def __init__(self, folder: Path) -> None:
-        card = read_card(folder)
+    def __init__(self, name: str | Path) -> None:
+        card = card_of(str(name))
         self.id, self.licence = card.id, card.licence
-        with teacher_errors(folder, "a model in open_clip's format (open_clip_config.json and weights)"):
+        with teacher_errors(str(name), "a model in open_clip's format (open_clip_config.json and weights)"):
             with quiet_loading():
-                model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}")
-                self._tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
-            self._model = model.eval()
-            settings = model.visual.preprocess_cfg
-            self.preprocess = _spec(folder, settings)
-            self._mean = torch.tensor(settings["mean"]).view(1, 3, 1, 1)
-            self._std = torch.tensor(settings["std"]).view(1, 3, 1, 1)
+                model, self._tokenizer = _create(str(name))
+            self._model: Any = model.eval()
+            self._pixels = open_clip_pixels(self._model.visual.preprocess_cfg, str(name))
+            self.preprocess = self._pixels.spec
             self.dim = int(self.embed_texts(["a picture"]).shape[1])
+        self.digest = digest_of(str(name), self._model)
 
     @torch.inference_mode()
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return `(B, D)` float32 of unit norm for `pixels (B, H, W, 3)` uint8."""
-        images = torch.tensor(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        out: NDArray[np.float32] = self._model.encode_image((images - self._mean) / self._std, normalize=True).numpy()
+        out: NDArray[np.float32] = self._model.encode_image(self._pixels.tensor(pixels), normalize=True).numpy()
         return out
 
     @torch.inference_mode()
@@ -60,16 +57,17 @@ class OpenClipTeacher:
         return out
 
 
-def _spec(folder: Path, settings: dict[str, Any]) -> PreprocessSpec:
-    """Return open_clip's `preprocess_cfg` as a spec: same resize, same crop, same bits."""
-    size, fit = settings["size"], str(settings.get("resize_mode") or "shortest")
-    height, width = (size, size) if isinstance(size, int) else size
-    interpolation = str(settings.get("interpolation") or "bicubic")
-    if fit not in _FITS or interpolation not in ("bicubic", "bilinear"):
+def _create(name: str) -> tuple[Any, Any]:
+    if Path(name).is_dir():
+        local = f"local-dir:{Path(name).resolve()}"
+        return open_clip.create_model_and_transforms(local)[0], open_clip.get_tokenizer(local)
+    plain, _, pretrained = name.partition("@")
+    if plain not in open_clip.list_models():
         raise TeacherError(
-            f"teacher {folder}",
-            expected=f"resize_mode in {sorted(_FITS)} and interpolation bicubic or bilinear",
-            found=f"{fit} and {interpolation}",
-            remedy="Set preprocess_cfg in open_clip_config.json to what the model was trained with.",
+            f"teacher open_clip:{name}",
+            expected="a folder in open_clip's format, or a model that open_clip has built in (open_clip.list_models())",
+            found="nothing at that path, and no model of that name",
+            remedy="Correct the name in the recipe.",
         )
-    return PreprocessSpec(height_px=height, width_px=width, fit=_FITS[fit], filter=interpolation)  # type: ignore[arg-type]
+    tags = open_clip.list_pretrained_tags_by_model(plain)
+    return open_clip.create_model(plain, pretrained=pretrained or tags[0]), open_clip.get_tokenizer(plain)

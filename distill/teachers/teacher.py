@@ -34,12 +34,13 @@ class TeacherCaption(msgspec.Struct, frozen=True, eq=False):
 
 
 class EmbeddingTeacher(Protocol):
-    """A dual encoder: pictures and texts into one space."""
+    """A dual encoder: pictures and texts into one space. `digest` changes whenever its answers may."""
 
     id: str
     licence: str
     dim: int
     preprocess: PreprocessSpec
+    digest: str
 
     def embed_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return `(B, D)` of unit norm for `pixels (B, H, W, 3)`, preprocessed by `self.preprocess`."""
@@ -51,11 +52,12 @@ class EmbeddingTeacher(Protocol):
 
 
 class CaptioningTeacher(Protocol):
-    """Pictures to sentences."""
+    """Pictures to sentences. `digest` changes whenever its answers may."""
 
     id: str
     licence: str
     preprocess: PreprocessSpec
+    digest: str
 
     def caption(self, pixels: NDArray[np.uint8]) -> list[TeacherCaption]:
         """Return one greedy caption a picture for `pixels (B, H, W, 3)`."""

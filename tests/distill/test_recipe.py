@@ -70,3 +70,12 @@ def test_the_rate_rises_to_its_peak_and_falls_to_the_floor() -> None:
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.01 <= rates[-1] < 0.012
+
+
+@pytest.mark.parametrize("name", ["coco-small", "cc3m-base", "photo-library-small"])
+def test_the_recipes_for_real_data_are_valid_and_name_what_they_need(name: str) -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+    assert recipe.preset()
+    assert recipe.train.batch % recipe.train.micro_batches == 0
+    assert recipe.teachers.embedder_licence
+    assert recipe.teachers.captioner_licence

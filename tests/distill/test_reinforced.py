@@ -22,9 +22,9 @@ from pocketlens.distill.recipe import ReinforceRecipe
 from pocketlens.distill.reinforce import reinforce
 from pocketlens.distill.reinforced import Reinforced, read_reinforced
 from pocketlens.distill.shards import bytes_by_name, open_shard, pack_vectors, unpack_vectors
+from pocketlens.distill.teachers.generated import score
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
 from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
-from pocketlens.distill.teachers.scoring import score
 from pocketlens.distill.token_cache import all_texts, token_ids
 from tests.distill.tiny import TEXTS, noise, write_captioner, write_embedder
 
@@ -47,7 +47,7 @@ class World:
         ]
         self.folders = [write_embedder(root / "embedder"), write_captioner(root / "captioner")]
         self.embedder = OpenClipTeacher(self.folders[0])
-        self.captioner = HfCaptioner(self.folders[1], max_tokens=8)
+        self.captioner = HfCaptioner(str(self.folders[1]), max_tokens=8)
 
     def shards(self, folder: Path, settings: ReinforceRecipe, at: Place | None = None) -> list[Path]:
         return reinforce(
@@ -57,7 +57,6 @@ class World:
             captioner=self.captioner,
             embedder_pixels=self.pixels,
             captioner_pixels=self.pixels,
-            teacher_folders=self.folders,
             folder=folder,
             settings=settings,
             seed=7,
@@ -106,9 +105,7 @@ def test_written_captions_are_sorted_and_scored_by_the_captioner(world: World, r
 def test_alternatives_come_from_the_captioner_itself(world: World, rich: Reinforced) -> None:
     ids, (top, _) = rich.alternatives(np.array([2]), np.array([0]))
     model = world.captioner.model
-    images = (
-        torch.tensor(world.pixels[2:3]).permute(0, 3, 1, 2) / 255.0 - world.captioner._mean
-    ) / world.captioner._std
+    images = world.captioner._pixels.tensor(world.pixels[2:3])
     start = torch.tensor([[model.generation_config.decoder_start_token_id]])
     with torch.inference_mode():
         inputs = torch.cat([start, torch.from_numpy(ids[:, :-1]).long()], dim=1)
@@ -127,7 +124,7 @@ def test_a_single_caption_is_the_greedy_one_with_and_without_alternatives(world:
 def test_a_score_ends_with_the_first_end_token() -> None:
     logits = torch.randn(1, 5, 7, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[3, 4, 2, 2, 0]])
-    (one,) = score(logits, ids, eos_id=2, top_k=1)
+    (one,) = score(logits, ids, ends=[2], top_k=1)
     own = torch.log_softmax(logits, dim=-1)[0, torch.arange(3), ids[0, :3]].sum()
     assert one.logprob == pytest.approx(float(own), abs=1e-5)
     assert one.token_ids.tolist() == [3, 4, 2]

@@ -136,16 +136,39 @@ def evaluate(
     return 0
 
 
+@app.command("sketch")
+def sketch(
+    recipe: RecipePath,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each graph.")] = 50,
+    as_json: AsJson = False,
+) -> int:
+    """Show what the recipe's student costs before it is trained: weights, MACs, size, latency measured here."""
+    plan = _checked(recipe)
+    with needs_distill("pocketlens distill sketch"):
+        from pocketlens.export.sketch import sketch
+
+    found = sketch(plan.preset(), runs=runs)
+    if as_json:
+        out_json(found)
+        return 0
+    out("graph\tparameters\tMACs\tMB fp32\tMB fp16\tMB int8\tMB int4\tp50 ms")
+    for one in found.graphs:
+        sizes = "\t".join(f"{size / 1e6:.2f}" for size in one.bytes.values())
+        out(f"{one.role}\t{one.parameters:,}\t{one.macs:,}\t{sizes}\t{one.latency.p50_ms:.2f}")
+    sizes = "\t".join(f"{size / 1e6:.2f}" for size in found.bytes.values())
+    out(f"student\t{found.parameters:,}\t\t{sizes}\t{found.caption_ms:.1f} for a caption")
+    return 0
+
+
 def _checked(path: Path) -> "Recipe":
     """Return the recipe at `path` if its preset exists and its teachers are folders."""
     with needs_distill("pocketlens distill"):
         from pocketlens.distill.recipe import read_recipe
-        from pocketlens.distill.teachers.folder import read_card
+        from pocketlens.distill.teachers.opening import captioner_card, embedder_card
     plan = read_recipe(path)
     plan.preset()
-    for name in (plan.teachers.embedder, plan.teachers.captioner):
-        if name != "builtin":
-            read_card(Path(name))
+    embedder_card(plan.teachers.embedder)
+    captioner_card(plan.teachers.captioner)
     return plan
 
 
