@@ -15,6 +15,7 @@ __all__ = [
     "NULL_SINK",
     "CaptionServed",
     "EmbeddingServed",
+    "EngineFellBack",
     "EngineLoaded",
     "Event",
     "EventSink",
@@ -24,12 +25,32 @@ __all__ = [
 
 
 class EngineLoaded(msgspec.Struct, frozen=True, tag="engine_loaded", tag_field="event"):
-    """A bundle was opened and an engine is ready. `load_ms`: milliseconds, verification included."""
+    """A bundle was opened and an engine is ready.
+
+    `engine` and `precision` are those of the image encoder; `load_ms`: milliseconds, verification
+    included; `chosen_by`: `tuned` by a measurement on this device, `exported` by the figures of the
+    exporting machine, `asked` by the caller.
+    """
 
     model_version: str
     engine: str
     precision: str
     load_ms: float
+    chosen_by: str = "exported"
+
+
+class EngineFellBack(msgspec.Struct, frozen=True, tag="engine_fell_back", tag_field="event"):
+    """An engine failed and another one took over the graph of one role, for good.
+
+    `reason`: `unavailable` (its package, provider or device is not there), `failed` (the graph does not
+    load or its call failed) or `not_finite` (it answered with NaN or infinity).
+    """
+
+    model_version: str
+    role: str
+    engine: str
+    replacement: str
+    reason: str
 
 
 class EmbeddingServed(msgspec.Struct, frozen=True, tag="embedding_served", tag_field="event"):
@@ -66,7 +87,7 @@ class FallbackDecided(msgspec.Struct, frozen=True, tag="fallback_decided", tag_f
     reason: str
 
 
-Event = EngineLoaded | EmbeddingServed | CaptionServed | PictureRefused | FallbackDecided
+Event = EngineLoaded | EngineFellBack | EmbeddingServed | CaptionServed | PictureRefused | FallbackDecided
 
 
 class EventSink(Protocol):

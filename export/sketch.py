@@ -118,16 +118,20 @@ def _predicted(module: nn.Module, float_bytes: int) -> dict[str, int]:
     """Return sizes: matrices in so many bits with a float scale a channel (4 bits: a block), the rest as it is."""
     weights = _weights(module)
     matrices = [weight for weight in weights if weight.ndim >= 2]
+    linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
     small = sum(weight.numel() for weight in weights) - sum(weight.numel() for weight in matrices)
     around = max(0, float_bytes - 4 * (small + sum(weight.numel() for weight in matrices)))
     sizes = {}
     for name, bits in _BITS.items():
-        stored = sum(weight.numel() for weight in matrices) * bits // 8
+        # 4 bits are for linear layers alone; tables and convolutions stay as they are (export/targets/onnx.py).
+        packed = [weight for weight in matrices if name != "int4" or id(weight) in linear]
+        left = sum(weight.numel() for weight in matrices) - sum(weight.numel() for weight in packed)
+        stored = sum(weight.numel() for weight in packed) * bits // 8 + 4 * left
         scales = 0
         if name == "int8":
             scales = 4 * sum(weight.shape[0] for weight in matrices)
         elif name == "int4":
-            scales = 4 * sum(-(-weight.numel() // _BLOCK) for weight in matrices)
+            scales = 4 * sum(-(-weight.numel() // _BLOCK) for weight in packed)
         sizes[name] = around + stored + scales + small * (2 if name == "fp16" else 4)
     return sizes
 

@@ -4,9 +4,10 @@ Letters in this folder: `B` is the batch, always axis 0 of every input and every
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pocketlens.core.errors import BundleIncomplete, EngineError
+from pocketlens.runtime.engines.specs import parse_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,17 +16,16 @@ if TYPE_CHECKING:
 
     from pocketlens.core.bundle import Bundle, GraphRecord, Role
 
-__all__ = ["ENGINES", "Engine", "EngineName", "bundle_graph", "engine_name", "graph_failed", "open_engine"]
-
-EngineName = Literal["onnxruntime", "executorch"]
-ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
-"""Engines that run on this machine. CoreML graphs are in bundles too, but run on Apple devices only."""
+__all__ = ["Engine", "bundle_graph", "graph_failed", "open_engine"]
 
 
 class Engine(Protocol):
     """Runs the graphs of one bundle. Safe to call from several threads."""
 
-    name: EngineName
+    @property
+    def name(self) -> str:
+        """What it is called in `engine=`; see `pocketlens.runtime.engines.specs`."""
+        ...
 
     def run(self, role: "Role", inputs: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
         """Run the graph of `role` and return its outputs by name, in the order of the record.
@@ -41,25 +41,8 @@ class Engine(Protocol):
         ...
 
 
-def engine_name(name: str | None) -> EngineName:
-    """Return `name` checked; `None` is the default engine, ONNX Runtime.
-
-    Raises:
-        EngineError: no such engine.
-    """
-    for known in ENGINES:
-        if known == (name or "onnxruntime"):
-            return known
-    raise EngineError(
-        f"engine {name!r}",
-        expected=f"one of {', '.join(ENGINES)}",
-        found="no such engine",
-        remedy="Leave the engine out to take the default.",
-    )
-
-
 def open_engine(
-    name: EngineName,
+    name: str,
     bundle: "Bundle",
     graphs: "Mapping[Role, GraphRecord]",
     *,
@@ -68,21 +51,26 @@ def open_engine(
     """Return the engine called `name` for the chosen `graphs` of `bundle`.
 
     Args:
-        name: one of `ENGINES`.
+        name: an engine, and for ONNX Runtime its provider; see `pocketlens.runtime.engines.specs`.
         bundle: the verified bundle that the graphs belong to.
         graphs: one record per role that will be run.
         threads: CPU threads of one call; `None` lets the engine decide.
 
     Raises:
-        EngineError: its package is not installed.
+        EngineError: no such engine, its package is not installed, or the package has no such provider.
         ValueError: `threads` is below 1.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, found {threads}")
-    if name == "onnxruntime":
+    spec = parse_engine(name)
+    if spec.engine == "onnxruntime":
         from pocketlens.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle, graphs, threads=threads)
+        return OnnxRuntimeEngine(bundle, graphs, threads=threads, provider=spec.provider)
+    if spec.engine == "coreml":
+        from pocketlens.runtime.engines.coreml_engine import CoremlEngine
+
+        return CoremlEngine(bundle, graphs)
     from pocketlens.runtime.engines.executorch_engine import ExecutorchEngine
 
     return ExecutorchEngine(bundle, graphs, threads=threads)

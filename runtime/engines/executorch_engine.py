@@ -8,6 +8,7 @@ of the runtime stays free of it (import-linter and a test hold that).
 
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -17,11 +18,18 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Role
 from pocketlens.core.errors import EngineError
-from pocketlens.runtime.engines.engine import EngineName, bundle_graph, graph_failed
+from pocketlens.runtime.engines.engine import bundle_graph, graph_failed
 
 __all__ = ["ExecutorchEngine"]
 
 _METHOD: Final = "forward"
+
+# One for all engines of this process, as their thread pool is. A loaded method owns its planned memory, so
+# two of its calls must not overlap.
+_LOCK: Final = threading.Lock()
+# A loaded method keeps a pointer to the pool that it was loaded with: to reset the pool under it is a crash
+# (SIGSEGV and SIGABRT were seen with 1.5.1). So whoever resets it makes all others forget their methods first.
+_OPEN: "Final[weakref.WeakSet[ExecutorchEngine]]" = weakref.WeakSet()
 
 
 class ExecutorchEngine:
@@ -32,20 +40,19 @@ class ExecutorchEngine:
     Args:
         bundle: the verified bundle.
         graphs: the chosen record of each role.
-        threads: size of ExecuTorch's thread pool; there is one pool for the whole process.
+        threads: size of ExecuTorch's thread pool. There is one pool for the whole process: engines of different
+            sizes that take turns load their programs anew at each turn.
 
     Raises:
         EngineError: the package is not installed.
     """
 
-    name: EngineName = "executorch"
+    name = "executorch"
 
     def __init__(self, bundle: Bundle, graphs: Mapping[Role, GraphRecord], *, threads: int | None = None) -> None:
         self._bundle = bundle
         self._graphs = graphs
         self._methods: dict[Role, Any] = {}
-        # A loaded method owns its planned memory, so two calls must not overlap.
-        self._lock = threading.Lock()
         try:
             with warnings.catch_warnings():
                 # Said at every import, about a version that pocketlens pins.
@@ -61,9 +68,8 @@ class ExecutorchEngine:
                 found=str(error),
                 remedy="pip install 'pocketlens[executorch]'",
             ) from error
-        if threads is not None:
-            library = import_module("executorch.extension.pybindings.portable_lib")
-            library._unsafe_reset_threadpool(threads)
+        self._threads = threads
+        _OPEN.add(self)
 
     def run(self, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one graph, row by row; see `Engine.run`."""
@@ -71,7 +77,8 @@ class ExecutorchEngine:
         names = [output.name for output in record.outputs]
         try:
             arrays = [np.ascontiguousarray(inputs[spec.name]) for spec in record.inputs]
-            with self._lock:
+            with _LOCK:
+                _fit_pool(self._threads)
                 method = self._method(role)
                 rows = [
                     self._execute(method, [array[row : row + 1] for array in arrays]) for row in range(len(arrays[0]))
@@ -79,6 +86,10 @@ class ExecutorchEngine:
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise graph_failed(path, f"a {role} graph that runs", error) from error
         return {name: np.concatenate([row[index] for row in rows]) for index, name in enumerate(names)}
+
+    def forget(self) -> None:
+        """Drop the loaded programs; each is loaded again at its next use. The caller holds this module's lock."""
+        self._methods.clear()
 
     def _execute(self, method: Any, row: list[NDArray[Any]]) -> list[NDArray[Any]]:
         # Copies on both sides: torch refuses to wrap read-only arrays quietly, and the next call
@@ -98,3 +109,14 @@ class ExecutorchEngine:
             except (RuntimeError, ValueError, KeyError, OSError) as error:
                 raise graph_failed(path, "a program that ExecuTorch can load", error) from error
         return self._methods[role][1]
+
+
+def _fit_pool(threads: int | None) -> None:
+    """Give ExecuTorch's pool this size, unless it has it; the caller holds `_LOCK`."""
+    if threads is None:
+        return
+    library = import_module("executorch.extension.pybindings.portable_lib")
+    if library._threadpool_get_thread_count() != threads:
+        for engine in tuple(_OPEN):
+            engine.forget()
+        library._unsafe_reset_threadpool(threads)

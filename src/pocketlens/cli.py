@@ -12,7 +12,19 @@ import typer
 import typer.main
 
 from pocketlens import __version__
-from pocketlens.commands import bundles, captioning, cloud, demo, distilling, embedding, integrity, searching, telemetry
+from pocketlens.commands import (
+    bundles,
+    captioning,
+    cloud,
+    demo,
+    distilling,
+    embedding,
+    integrity,
+    searching,
+    telemetry,
+    tuning,
+    video,
+)
 from pocketlens.console import drop_stdout, flush, out, say, show_error, show_misuse, typed
 from pocketlens.core.errors import PocketlensError
 
@@ -32,6 +44,7 @@ app.add_typer(distilling.app, name="distill")
 app.command("export")(bundles.export)
 app.command("verify")(bundles.verify)
 app.command("inspect")(bundles.inspect)
+app.command("tune")(tuning.tune)
 app.command("keygen")(integrity.keygen)
 app.command("sign")(integrity.sign)
 app.command("pack")(integrity.pack)
@@ -40,6 +53,7 @@ app.command("caption")(captioning.caption)
 app.command("embed")(embedding.embed)
 app.command("index")(searching.index)
 app.command("search")(searching.search)
+app.command("video")(video.video)
 app.command("serve")(cloud.serve)
 app.add_typer(telemetry.app, name="telemetry")
 

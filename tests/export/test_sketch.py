@@ -41,8 +41,8 @@ def test_the_predicted_sizes_are_near_the_real_ones(found: Sketch, tmp_path: Pat
         open_target("onnx").export(graph, paths, ())
     for precision, path in paths.items():
         predicted = found.graphs[1].bytes[precision]
-        assert predicted == pytest.approx(path.stat().st_size, rel=0.35, abs=12_000), precision
-    assert found.bytes["fp32"] > found.bytes["fp16"] > found.bytes["int8"] > found.bytes["int4"]
+        assert predicted == pytest.approx(path.stat().st_size, rel=0.25, abs=8_000), precision
+    assert found.bytes["fp32"] > found.bytes["fp16"] > found.bytes["int8"]
 
 
 def test_latency_is_measured(found: Sketch) -> None:

@@ -16,6 +16,7 @@ from pocketlens.core.errors import PICTURE_KINDS, TelemetryError
 from pocketlens.core.events import (
     CaptionServed,
     EmbeddingServed,
+    EngineFellBack,
     EngineLoaded,
     FallbackDecided,
     PictureRefused,
@@ -39,6 +40,7 @@ GOOD = (
     CaptionServed("nano-1.0.0+3f2a", "device", 0.8371, 9, 14.25),
     PictureRefused("nano-1.0.0+3f2a", "corrupt"),
     FallbackDecided("nano-1.0.0+3f2a", sent=True, reason="send"),
+    EngineFellBack("nano-1.0.0+3f2a", "image_encoder", "onnxruntime:cuda", "onnxruntime", "unavailable"),
 )
 NUMBERS = st.floats() | st.integers()
 ANYTHING = st.one_of(st.text(), st.binary(), NUMBERS, st.booleans(), st.none(), st.lists(st.floats()))

@@ -9,7 +9,7 @@ import typer
 from pocketlens.commands.integrity import Keys
 from pocketlens.commands.options import AsJson
 from pocketlens.console import out, out_json, progress, say
-from pocketlens.core.errors import BundleError
+from pocketlens.core.errors import BundleError, BundleIncomplete
 
 if TYPE_CHECKING:
     from pocketlens.core.bundle import Bundle
@@ -30,7 +30,8 @@ def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
     """Show what a bundle holds, after verifying every byte of it."""
     from pocketlens.core.bundle import load_bundle
 
-    manifest = load_bundle(bundle).manifest
+    loaded = load_bundle(bundle)
+    manifest = loaded.manifest
     if as_json:
         out_json(manifest)
         return 0
@@ -48,7 +49,21 @@ def inspect(bundle: BundleArgument, as_json: AsJson = False) -> int:
         out(f"{graph.role}\t{graph.target}\t{graph.precision}\t{graph.bytes}\t{latency}\t{parity}\t{preferred}")
         for note in graph.notes:
             out(f"\t{note}")
+    for line in _here(loaded):
+        out(line)
     return 0
+
+
+def _here(bundle: "Bundle") -> list[str]:
+    """Return for each role what runs it on this machine, and why; nothing for a bundle that nothing here runs."""
+    from pocketlens.runtime.selection import plan_engines
+
+    try:
+        plan = plan_engines(bundle)
+    except BundleIncomplete:
+        return []
+    chosen = {role: chain[0] for role, chain in plan.chains.items()}
+    return [f"{role} here: {first.spec} {first.record.precision} ({plan.chosen_by})" for role, first in chosen.items()]
 
 
 def verify(

@@ -21,7 +21,13 @@ BundlePath = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write results as JSON lines.")]
-Engine = Annotated[str | None, typer.Option(help="onnxruntime or executorch.", show_default="onnxruntime")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="onnxruntime[:cuda|tensorrt|coreml|qnn], executorch or coreml; several by commas.",
+        show_default="what tune measured fastest, else onnxruntime",
+    ),
+]
 Precision = Annotated[
     str | None, typer.Option(help="fp32, int8, ...", show_default="the preferred one that was measured fastest")
 ]
