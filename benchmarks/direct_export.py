@@ -5,11 +5,13 @@
     python -m benchmarks.direct_export MODEL --work DIR [--variants onnx-fp32] [--pictures 8] [--out figures.json]
 
 MODEL is one of the names below. Weights are random (no hub is asked), so the figures say what the export costs and
-whether it keeps the answers, not how good the model is. Pictures are rendered scenes.
+whether it keeps the answers, not how good the model is. Pictures are rendered scenes. A graph that fails is a
+figure like any other; seconds are CPU time of this process, and so is the peak of its memory.
 """
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,16 +21,20 @@ from typing import Any, Final, cast
 import torch
 from PIL import Image
 
+from pocketlens.core.bundle import load_bundle
+from pocketlens.core.errors import PocketlensError
 from pocketlens.distill.quiet import quiet_loading
 from pocketlens.distill.scenes.caption import captions
 from pocketlens.distill.scenes.grammar import sample_scene
 from pocketlens.distill.scenes.render import render
-from pocketlens.export import ExportRecipe, Gates, Samples, export_student
+from pocketlens.export import ExportRecipe, Gates, Samples, export_student, verify_bundle
+from pocketlens.export.outcomes import GraphOutcome
 from pocketlens.export.recipe import Variant
 
 __all__ = ["main"]
 
 _GAIN: Final = 2.0
+_COREML_SAMPLES: Final = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,39 +57,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibration_samples=options.pictures,
         latency_runs=options.runs,
         golden_samples=2,
-        gates=Gates(int8_min_mean_cosine=0.0, min_speedup=1e-6),
+        coreml_samples=_COREML_SAMPLES,
+        mixed_precision="off",
+        gates=Gates(
+            fp32_min_cosine=0.0,
+            fp32_min_token_agreement=0.0,
+            fp16_min_mean_cosine=0.0,
+            int8_min_mean_cosine=0.0,
+            min_speedup=1e-6,
+        ),
     )
-    started = time.perf_counter()
-    bundle = export_student(
-        source,
-        options.work / "bundles" / options.model,
-        recipe=recipe,
-        test=samples,
-        calibration=samples,
-        name=options.model,
-        licence="unknown",
-    )
-    figures = {
+    outcomes: dict[tuple[str, str], GraphOutcome] = {}
+
+    def watch(outcome: GraphOutcome) -> None:
+        outcomes[outcome.variant, outcome.role] = outcome
+        print(f"{outcome.variant} {outcome.role}: {outcome.status} {outcome.reason}", file=sys.stderr, flush=True)
+
+    out = options.work / "bundles" / f"{options.model}-{options.variants.replace(',', '-')}"
+    wall_started, started = time.perf_counter(), time.process_time()
+    failure = ""
+    try:
+        export_student(
+            source,
+            out,
+            recipe=recipe,
+            test=samples,
+            calibration=samples,
+            name=options.model,
+            licence="unknown",
+            keep_going=True,
+            watch=watch,
+        )
+    except PocketlensError as error:
+        failure = str(error)
+    figures: dict[str, object] = {
         "model": options.model,
-        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "wall_seconds": round(time.perf_counter() - wall_started, 1),
+        "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "threads": options.threads,
-        "provenance": bundle.manifest.provenance,
-        "graphs": [
-            {
-                "variant": f"{graph.target}-{graph.precision}",
-                "role": graph.role,
-                "MB": graph.bytes / 1e6,
-                "parity": None if graph.parity is None else [graph.parity.metric, graph.parity.minimum],
-                "p50_ms": None if graph.latency is None else graph.latency.p50_ms,
-            }
-            for graph in bundle.manifest.graphs
-        ],
+        "failure": failure,
+        "graphs": [_figures(outcome) for outcome in outcomes.values() if outcome.shipped],
     }
+    if out.exists():
+        report = verify_bundle(out)
+        figures |= {"verified": report.passed, "provenance": load_bundle(out).manifest.provenance}
     text = json.dumps(figures, indent=1)
     print(text)  # results go to stdout
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
     return 0
+
+
+def _figures(outcome: GraphOutcome) -> dict[str, object]:
+    parity = outcome.parity
+    return {
+        "variant": outcome.variant,
+        "role": outcome.role,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "MB": None if outcome.bytes is None else outcome.bytes / 1e6,
+        "delegated": None if outcome.delegation is None else outcome.delegation.sentence(),
+        "parity": None if parity is None else [parity.metric, parity.minimum, parity.mean, parity.samples],
+        "p50_ms": None if outcome.latency is None else outcome.latency.p50_ms,
+    }
 
 
 def _samples(folder: Path, count: int) -> Samples:

@@ -1,160 +1,148 @@
-"""Every target and precision of one student: size, delegated share, parity and latency, as a Markdown table.
+"""Every target and precision of image towers of true size, and of `nano`: one line of JSON a cell, then a table.
 
-Run: python -m benchmarks.export_table STUDENT [--target onnx,executorch]
+::
 
-STUDENT is a folder with student.json, student.safetensors and tokenizer.json; without one, a `nano` with
-random weights is made, whose batch norms have seen pictures: its sizes and latencies are those of a
-trained one, its cosines say that the paths work and no more. Pictures and texts are synthetic scenes.
-Rows are printed as soon as they are known, one line of JSON each, to stderr; the table goes to stdout.
+    python -m benchmarks.export_table --results R.jsonl --work DIR [--photos PICTURES.tar]
+        [--backbone MobileNetV2,nano] [--variant onnx-fp32,executorch]
+    python -m benchmarks.export_table --results R.jsonl --work DIR --time [--backbone NAME]
+    python -m benchmarks.export_table --results R.jsonl --print
+
+The first form fills in what R.jsonl lacks, so that it can be stopped and started again at any time; a failure is a
+cell like any other. Each job, the precisions of one target and graph, is a process of its own
+(`benchmarks.export_cells`). `--time` times what can run here, all graphs of a model and role in turns, on one thread.
 """
 
 import argparse
+import signal
+import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
-import numpy as np
-import torch
-from PIL import Image
 
-from pocketlens.core.bundle import CaptionSpec, EmbeddingSpec, Manifest, TokenizerSpec
-from pocketlens.core.tokenizer import Tokenizer
-from pocketlens.distill.bpe import train_bpe
-from pocketlens.distill.scenes.caption import captions
-from pocketlens.distill.scenes.grammar import sample_scene
-from pocketlens.distill.scenes.render import render
-from pocketlens.distill.students.config import PRESETS
-from pocketlens.distill.students.student import Student, load_student, preprocess_spec, save_student
-from pocketlens.export.building import Build
-from pocketlens.export.graphs import student_graphs
-from pocketlens.export.outcomes import GraphOutcome
-from pocketlens.export.recipe import ExportRecipe, Gates, choose_variants
-from pocketlens.export.reference import Samples, calibration_feeds, load_pixels, reference_answers
+from benchmarks.export_cells import Cell, open_runner
+from benchmarks.export_models import BACKBONES, MODELS, open_subject
+from benchmarks.export_rows import Timing, table
+from pocketlens.core.bundle import ROLES, GraphRecord, Role
+from pocketlens.export.latency import measure_in_turns
+from pocketlens.export.quiet import quiet
+from pocketlens.export.recipe import choose_variants, split_variant
 
-_OPEN = Gates(
-    fp32_min_cosine=0, fp32_min_token_agreement=0, fp16_min_mean_cosine=0, int8_min_mean_cosine=0, min_speedup=0
-)
-"""Every gate open: the table is to show what the gates would refuse."""
+_TIMED: Final = ("onnxruntime", "executorch")
+_SHARING: Final = ("onnx", "coreml", "coremlstate", "tensorrt")
+"""Targets whose precisions have work in common."""
 
 
-def draw_samples(folder: Path, count: int, side_px: int) -> Samples:
-    scenes = [sample_scene(seed, split="train") for seed in range(count)]
-    paths = [folder / f"{index:04}.png" for index in range(count)]
-    for path, scene in zip(paths, scenes, strict=True):
-        Image.fromarray(render(scene, size_px=side_px)).save(path)
-    return Samples(paths, [captions(scene)[0] for scene in scenes])
-
-
-def random_student(folder: Path, samples: Samples) -> Path:
-    backend = train_bpe(list(samples.captions), vocab_size=PRESETS["nano"].vocab_size)
-    config = msgspec.structs.replace(PRESETS["nano"], vocab_size=backend.get_vocab_size())
-    torch.manual_seed(0)
-    student = Student(config).train()
-    pixels = torch.from_numpy(load_pixels(samples.pictures, preprocess_spec(config)))
-    with torch.no_grad():
-        for _ in range(20):
-            student.image_encoder(pixels)
-    save_student(folder, student)
-    backend.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def manifest_of(student: Student, tokenizer: Tokenizer) -> Manifest:
-    config = student.config
-    return Manifest(
-        name="table",
-        model_version="0",
-        tasks=("embed", "caption"),
-        embedding=EmbeddingSpec(dim=config.embed_dim),
-        preprocess=preprocess_spec(config),
-        tokenizer=TokenizerSpec(
-            vocab_size=tokenizer.vocab_size,
-            text_length=config.text_length,
-            pad_id=tokenizer.pad_id,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-        ),
-        caption=CaptionSpec(prefix_length=student.caption_decoder.visual_tokens, max_tokens=config.caption_tokens),
-        graphs=(),
-        licence="Apache-2.0",
-        provenance={},
-    )
-
-
-def tell(outcome: GraphOutcome) -> None:
-    if outcome.status in {"passed", "not_run", "failed"}:
-        print(msgspec.json.encode(outcome).decode(), file=sys.stderr, flush=True)
-
-
-def table(outcomes: Iterable[GraphOutcome]) -> str:
-    lines = [
-        "| variant | graph | MB | delegated | cosine min / mean | p50 ms | × fp32 | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for o in outcomes:
-        parity = "–"
-        if o.parity is not None and o.parity.metric == "cosine":
-            parity = f"{o.parity.minimum:.5f} / {o.parity.mean:.5f}"
-        elif o.parity is not None:
-            parity = f"{o.parity.mean:.1%} of captions equal"
-        cells = (
-            o.variant,
-            o.role,
-            "–" if o.bytes is None else f"{o.bytes / 1e6:.3f}",
-            "–" if o.delegation is None else f"{o.delegation.share:.1%} in {o.delegation.parts}",
-            parity,
-            "–" if o.latency is None else f"{o.latency.p50_ms:.3f}",
-            "–" if o.speedup_vs_fp32 is None else f"{o.speedup_vs_fp32:.2f}",
-            o.reason.replace("|", "/").replace("\n", " ")[:120] if o.status != "passed" else "",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure every export target of one student.")
-    parser.add_argument("student", nargs="?", type=Path)
-    parser.add_argument("--target", default="all", help="targets or variants, separated by commas")
-    parser.add_argument("--samples", type=int, default=64, help="pictures to compare on; as many calibrate")
-    parser.add_argument("--runs", type=int, default=100, help="timed calls of each graph")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure every export target of image towers of true size.")
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines; read, and added to")
+    parser.add_argument("--work", type=Path, help="graphs are written here, and timed from here")
+    parser.add_argument("--photos", type=Path, help="an uncompressed tar of JPEG files; default: rendered scenes")
+    parser.add_argument("--backbone", default=",".join(MODELS))
+    parser.add_argument("--variant", default="all", help="targets or variants, separated by commas")
+    parser.add_argument("--role", default=",".join(ROLES), help="graphs, separated by commas")
+    parser.add_argument("--limit", type=int, default=1800, help="seconds of CPU time that one job may take")
+    parser.add_argument("--runs", type=int, default=50, help="timed calls of each graph")
+    parser.add_argument("--time", action="store_true", help="time what is there instead")
+    parser.add_argument("--print", action="store_true", help="print the table instead")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        drawn = draw_samples(root, 2 * chosen.samples, 96)
-        test, calibration = (
-            Samples(drawn.pictures[part], drawn.captions[part])
-            for part in (slice(chosen.samples), slice(chosen.samples, None))
-        )
-        folder = chosen.student or random_student(root / "student", calibration)
-        student, tokenizer = load_student(folder)
-        spec = preprocess_spec(student.config)
-        feeds = calibration_feeds(
-            student,
-            tokenizer,
-            load_pixels(calibration.pictures, spec),
-            tokenizer.encode_batch(list(calibration.captions)).astype(np.int32),
-            seed=0,
-        )
-        reference = reference_answers(
-            student, tokenizer, load_pixels(test.pictures, spec), tokenizer.encode_batch(list(test.captions))
-        )
-        recipe = ExportRecipe(variants=choose_variants(chosen.target.split(",")), latency_runs=chosen.runs, gates=_OPEN)
-        build = Build(recipe, root / "bundle", keep_going=True, watch=tell)
-        try:
-            build.graphs(
-                str(folder),
-                student_graphs(student),
-                manifest=manifest_of(student, tokenizer),
-                feeds=feeds,
-                reference=reference,
-                progress=lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr, flush=True),
-            )
-        finally:  # an export of which nothing is left is an error, and its table says why
-            print(table(build.log.outcomes))
+    lines = _read(chosen.results)
+    if chosen.print:
+        print(table(lines))
+        return 0
+    if chosen.work is None:
+        parser.error("--work is missing")
+    pairs = [
+        (model, role)
+        for model in chosen.backbone.split(",")
+        for role in chosen.role.split(",")
+        if model not in BACKBONES or role == "image_encoder"
+    ]
+    if chosen.time:
+        for model, role in pairs:
+            for timing in _times(model, role, lines, chosen.work, chosen.runs):
+                _add(chosen.results, timing)
+        return 0
+    done = {(line.model, line.role, line.variant) for line in lines if isinstance(line, Cell)}
+    wanted = choose_variants(chosen.variant.split(","))
+    for target in dict.fromkeys(split_variant(variant)[0] for variant in wanted):
+        for model, role in pairs:
+            names = [v for v in wanted if split_variant(v)[0] == target and (model, role, v) not in done]
+            for cell in _cells(model, role, names, chosen):
+                _add(chosen.results, cell)
+    return 0
+
+
+def _cells(model: str, role: Role, variants: Sequence[str], chosen: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the cells of one target: all precisions in one process, or each alone where that fails."""
+    if not variants:
+        return
+    target = split_variant(variants[0])[0]
+    if target not in _SHARING and len(variants) > 1:
+        for variant in variants:
+            yield from _cells(model, role, [variant], chosen)
+        return
+    command = [sys.executable, "-m", "benchmarks.export_cells", model, role, target]
+    command += [",".join(split_variant(variant)[1] for variant in variants), "--work", str(chosen.work)]
+    command += ["--limit", str(chosen.limit)]
+    if chosen.photos is not None:
+        command += ["--photos", str(chosen.photos)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    written, reason = result.stdout, "" if result.returncode == 0 else _reason(result, chosen.limit)
+    found = [msgspec.json.decode(line, type=Cell) for line in written.splitlines() if line.startswith('{"type"')]
+    yield from found
+    missing = [variant for variant in variants if variant not in {cell.variant for cell in found}]
+    if len(variants) == 1 and missing:
+        yield Cell(model=model, role=role, variant=variants[0], status="failed", reason=reason)
+        return
+    for variant in missing:
+        yield from _cells(model, role, [variant], chosen)
+
+
+def _reason(result: "subprocess.CompletedProcess[str]", limit_s: int) -> str:
+    """Return what the process died of: the exception's own words, or its signal."""
+    if result.returncode == -signal.SIGXCPU:
+        return f"not done after {limit_s} s of CPU time"
+    if result.returncode < 0:
+        return f"the process ended by signal {-result.returncode}"
+    last = result.stderr.rpartition("Traceback (most recent call last):")[2]
+    said = [line for line in last.splitlines() if line and not line.startswith(" ")]
+    return " ".join(said)[:600] or f"exit status {result.returncode}"
+
+
+def _times(model: str, role: Role, lines: Iterable[Cell | Timing], work: Path, runs: int) -> Iterator[Timing]:
+    """Yield the latency of each graph of `model` and `role` that an engine of the runtime runs."""
+    variants = [
+        line.variant
+        for line in lines
+        if isinstance(line, Cell) and (line.model, line.role) == (model, role) and line.runner in _TIMED
+    ]
+    feed = dict(open_subject(model, role, None).held_out[0])
+    calls = {}
+    for variant in variants:
+        record = msgspec.json.decode((work / model / f"{variant}-{role}.json").read_bytes(), type=GraphRecord)
+        with quiet():
+            runner = open_runner(record, work / model)
+        if runner is not None:
+            calls[variant] = partial(runner.run, role, feed)
+    for variant, latency in measure_in_turns(calls, runs=runs).items():
+        yield Timing(model=model, role=role, variant=variant, p50_ms=latency.p50_ms, p90_ms=latency.p90_ms, runs=runs)
+
+
+def _read(path: Path) -> list[Cell | Timing]:
+    if not path.exists():
+        return []
+    return [msgspec.json.decode(line, type=Cell | Timing) for line in path.read_bytes().splitlines() if line]
+
+
+def _add(path: Path, line: Cell | Timing) -> None:
+    with path.open("ab") as stream:
+        stream.write(msgspec.json.encode(line) + b"\n")
+    print(msgspec.json.encode(line).decode()[:300], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

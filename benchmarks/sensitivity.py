@@ -4,7 +4,8 @@
 
 Makes an image tower of random weights whose batch norms have seen the calibration pictures, exports it to ONNX, ranks
 its layers, searches the fewest float layers that pass the gate on held-out pictures, and writes `report.md`,
-`frontier.json` and `frontier.png` into DIR. `--ways` compares ways of quantizing first. Pictures are rendered scenes,
+`frontier.json`, `frontier.png` and the graphs into DIR. `--ways` compares ways of quantizing first. `--time` times the
+graphs in DIR again, which needs a quiet machine and few seconds. Pictures are rendered scenes,
 or the first JPEG files of an uncompressed tar. Random weights stand in for trained ones: they have the structure and
 honest batch statistics, not the outliers that training makes.
 """
@@ -14,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,10 @@ from pocketlens.distill.scenes.render import render
 from pocketlens.distill.students.config import StudentConfig
 from pocketlens.distill.students.image_encoder import ImageEncoder
 from pocketlens.export.graphs import Graph
+from pocketlens.export.latency import measure_in_turns
 from pocketlens.export.parity import cosines
 from pocketlens.export.reference import Feed
-from pocketlens.export.sensitivity.answers import run_graph
+from pocketlens.export.sensitivity.answers import Runner, run_graph
 from pocketlens.export.sensitivity.comparison import compare_settings, trials_table
 from pocketlens.export.sensitivity.equalisation import equalise
 from pocketlens.export.sensitivity.frontier import measure_frontier
@@ -41,7 +44,7 @@ from pocketlens.export.sensitivity.layers import RULES, Layer
 from pocketlens.export.sensitivity.measure import measure_layers
 from pocketlens.export.sensitivity.plot import plot_frontier
 from pocketlens.export.sensitivity.quantizer import StaticQuantizer
-from pocketlens.export.sensitivity.search import Gate, MixedPrecision, fewest_float_layers
+from pocketlens.export.sensitivity.search import Gate, MixedPrecision, compare, fewest_float_layers
 from pocketlens.export.sensitivity.settings import Settings
 from pocketlens.export.targets.onnx import OnnxTarget
 from pocketlens.export.targets.onnx_float import kept_in_float
@@ -59,10 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cosine", type=float, default=0.99)
     parser.add_argument("--runs", type=int, default=50, help="timed calls of each graph")
     parser.add_argument("--operators", default="Conv,Add,Relu,Gemm,MatMul", help="ONNX operators to quantize")
+    parser.add_argument("--activations", type=int, choices=(8, 16), default=8, help="bits")
     parser.add_argument("--ways", action="store_true", help="also compare ways of quantizing")
+    parser.add_argument("--time", action="store_true", help="only time, in turns, the graphs that a run left in DIR")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.time:
+        print(_timed(options.out, options.side, options.runs))
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     pixels = _pictures(options.photos, 2 * options.pictures, options.side)
     calibration, held_out = _feeds(pixels[: options.pictures]), _feeds(pixels[options.pictures :])
@@ -71,9 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _export(reparameterize_model(tower), pixels, fused)
     gate = Gate(cosine=options.cosine)
     settings = Settings(
-        operators=tuple(options.operators.split(",")), float_nodes=frozenset(kept_in_float(onnx.load(fused).graph))
+        operators=tuple(options.operators.split(",")),
+        float_nodes=frozenset(kept_in_float(onnx.load(fused).graph)),
+        activation_bits=options.activations,
     )
     report = [f"# {options.backbone}, {options.side} px, {options.pictures} + {options.pictures} pictures\n"]
+    report.append(_noise(fused, pixels[options.pictures :]))
     if options.ways:
         branched = options.out / "branched.onnx"
         _export(tower, pixels, branched)
@@ -92,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except ParityGateFailed as error:
         report.append(f"{error}\n")
+    for label, kept in {"nothing": (), "chosen": found.float_layers if found else None}.items():
+        if kept is not None:
+            onnx.save(quantizer.quantized(kept), options.out / f"int8-a{options.activations}-{label}.onnx")
     result = measure_frontier(
         options.backbone,
         quantizer,
@@ -126,6 +140,7 @@ def _ways(
         "weights per tensor": (fused, replace(base, per_channel=False)),
         "weights in 8 bits": (fused, replace(base, weight_bits=8)),
         "symmetric activations": (fused, replace(base, symmetric=True)),
+        "activations in 16 bits": (fused, replace(base, activation_bits=16)),
         "percentile 99.99": (fused, replace(base, calibration="percentile")),
         "percentile 99.9": (fused, replace(base, calibration="percentile", percentile=99.9)),
         "entropy": (fused, replace(base, calibration="entropy")),
@@ -156,6 +171,32 @@ def _spread(quantizer: StaticQuantizer, held_out: list[Feed], chosen: Sequence[L
     return "\n".join(lines) + "\n"
 
 
+def _noise(path: Path, pixels: NDArray[np.uint8]) -> str:
+    """Return what the float graph itself makes of noise in its pixels: how much it amplifies."""
+    model, rng = onnx.load(path), np.random.default_rng(0)
+    expected = run_graph(model, _feeds(pixels))
+    lines = ["| noise in the pixels, float graph | cosine mean | min |", "|---|---:|---:|"]
+    for levels in (1, 2, 4):
+        noise = rng.integers(-levels, levels + 1, pixels.shape)
+        noisy = np.clip(pixels.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+        parity = compare(expected, run_graph(model, _feeds(noisy)), Gate())
+        lines.append(f"| up to {levels} of 255 levels | {parity.mean:.4f} | {parity.minimum:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _timed(folder: Path, side: int, runs: int) -> str:
+    """Return a table of the latencies of the graphs in `folder`, measured in turns."""
+    paths = sorted(folder.glob("*.onnx"))
+    feed = {"pixels": np.zeros((1, side, side, 3), np.uint8)}
+    calls = {path.stem: partial(Runner(onnx.load(path)).run, feed) for path in paths}
+    times = measure_in_turns(calls, runs=runs)
+    rows = [
+        f"| {p.stem} | {p.stat().st_size / 1e6:.2f} | {times[p.stem].p50_ms:.2f} | {times[p.stem].p90_ms:.2f} |"
+        for p in paths
+    ]
+    return "\n".join(["| graph | MB | p50 ms | p90 ms |", "|---|---:|---:|---:|", *rows])
+
+
 def _pictures(photos: Path | None, count: int, side: int) -> NDArray[np.uint8]:
     """Return uint8 (count, side, side, 3)."""
     if photos is None:
@@ -178,8 +219,11 @@ def _feeds(pixels: NDArray[np.uint8]) -> list[Feed]:
 def _tower(backbone: str, side: int, pixels: NDArray[np.uint8]) -> ImageEncoder:
     """Return a tower in eval mode whose batch norms hold the average over `pixels`."""
     torch.manual_seed(0)
-    sizes = {"embed_dim": 256, "width": 256, "heads": 4, "text_layers": 1, "decoder_layers": 1, "vocab_size": 512}
-    tower = ImageEncoder(StudentConfig(backbone=backbone, image_px=side, visual_grid=4, **sizes)).train()
+    config = StudentConfig(
+        backbone=backbone, image_px=side, visual_grid=4, embed_dim=256, width=256, heads=4,
+        text_layers=1, decoder_layers=1, vocab_size=512,
+    )  # fmt: skip
+    tower = ImageEncoder(config).train()
     for module in tower.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = None  # a plain average, not a moving one

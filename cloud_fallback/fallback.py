@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import msgspec
-
 from pocketlens.cloud_fallback.policy import Consent, DecisionReason, FallbackPolicy
 from pocketlens.core.captions import Caption
 from pocketlens.core.errors import CloudError, PictureError
@@ -73,11 +71,7 @@ class PolicyFallback:
         )
 
     def _kept(self, caption: Caption) -> Caption:
-        if not self._policy.withholds(caption):
-            return caption
-        return msgspec.structs.replace(
-            caption, text="", source="abstained", token_ids=(), token_logprobs=(), similarity=None
-        )
+        return caption.withheld() if self._policy.withholds(caption) else caption
 
     def _emit(
         self,

@@ -31,7 +31,9 @@ _BAND_PIXELS: Final = 2**20
 
 
 def to_srgb(image: Image.Image, matte: tuple[int, int, int], *, sample_bits: int | None = None) -> Image.Image:
-    """Return `image` as mode RGB: sRGB, opaque, 8 bits.
+    """Return `image` as mode RGB: sRGB, opaque, 8 bits; itself where it is that already.
+
+    Works in bands of rows: beside the picture and the result, next to no memory is needed.
 
     Args:
         image: a loaded image of any mode that Pillow has.
@@ -42,26 +44,74 @@ def to_srgb(image: Image.Image, matte: tuple[int, int, int], *, sample_bits: int
     Raises:
         ValueError, OSError, MemoryError: what Pillow raises when the pixels make no sense.
     """
-    colour, alpha = _split(image, sample_bits)
-    srgb = _to_srgb_space(colour, image.info.get("icc_profile"))
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return srgb
-    return Image.composite(srgb, Image.new("RGB", srgb.size, matte), alpha)
+    converter = _Converter(image, matte, sample_bits)
+    if image.mode == "RGB" and converter.transform("RGB") is None and not _has_colour_key(image):
+        return image
+    rows = max(1, _BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return converter.convert(image)
+    result = Image.new("RGB", image.size, None)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(converter.convert(band), (0, top))
+    return result
 
 
-def _split(image: Image.Image, sample_bits: int | None) -> tuple[Image.Image, Image.Image | None]:
-    """Return the colours, in mode L, RGB, CMYK or LAB, and the alpha channel where there is one."""
-    mode = image.mode
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode == "P" and _has_alpha(image)):
-        straight = image.convert("LA" if mode in ("LA", "La") else "RGBA")
-        opaque = straight.getchannel("L") if straight.mode == "LA" else straight.convert("RGB")
-        return opaque, straight.getchannel("A")
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        return _reduce(image, sample_bits)
-    alpha = _key_alpha(image, sample_bits)
-    if mode == "1":
-        return image.convert("L"), alpha
-    return (image if mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")), alpha
+class _Converter:
+    """What is the same for every band of one picture: the range of its levels, and its profile's transform."""
+
+    def __init__(self, image: Image.Image, matte: tuple[int, int, int], sample_bits: int | None) -> None:
+        self._matte = matte
+        self._sample_bits = sample_bits
+        self._range = _level_range(image) if image.mode in ("I", "F") else (0.0, 0.0)
+        self._icc = image.info.get("icc_profile")
+        self._transforms: dict[str, ImageCms.ImageCmsTransform | None] = {}
+
+    def convert(self, band: Image.Image) -> Image.Image:
+        """Return rows of the picture as mode RGB."""
+        colour, alpha = self._split(band)
+        srgb = self._to_srgb_space(colour)
+        if alpha is None or alpha.getextrema() == (255, 255):
+            return srgb
+        shown = Image.new("RGB", srgb.size, self._matte)
+        shown.paste(srgb, None, alpha)  # Image.composite, less a copy
+        return shown
+
+    def _split(self, band: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+        """Return the colours, in mode L, RGB, CMYK or LAB, and the alpha channel where there is one."""
+        mode = band.mode
+        if mode in ("LA", "La", "PA", "RGBA", "RGBa") or (mode == "P" and _has_alpha(band)):
+            straight = band.convert("LA" if mode in ("LA", "La") else "RGBA")
+            opaque = straight.getchannel("L") if straight.mode == "LA" else straight.convert("RGB")
+            return opaque, straight.getchannel("A")
+        if mode in ("I", "F") or mode.startswith("I;16"):
+            return _reduce(band, self._sample_bits, self._range)
+        alpha = _key_alpha(band, self._sample_bits)
+        if mode == "1":
+            return band.convert("L"), alpha
+        return (band if mode in ("L", "RGB", "CMYK", "LAB") else band.convert("RGB")), alpha
+
+    def transform(self, mode: str) -> ImageCms.ImageCmsTransform | None:
+        """Return the transform of the picture's profile for pixels of `mode`, `None` where there is nothing to do."""
+        if mode not in self._transforms:
+            self._transforms[mode] = _profile_transform(self._icc, mode)
+        return self._transforms[mode]
+
+    def _to_srgb_space(self, colour: Image.Image) -> Image.Image:
+        transform = self.transform(colour.mode)
+        if transform is None:
+            return colour.convert("RGB")
+        if colour.mode == "LAB":
+            return _apply(colour, transform)
+        try:
+            return _apply(colour, transform)
+        except (ValueError, OSError):
+            return colour.convert("RGB")
+
+
+def _has_colour_key(image: Image.Image) -> bool:
+    key = image.info.get("transparency")
+    return isinstance(key, tuple) and len(key) == 3
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -79,7 +129,7 @@ def _key_alpha(image: Image.Image, sample_bits: int | None) -> Image.Image | Non
         if 0 <= level <= 255:
             table[level] = 0
         return image.convert("L").point(table)
-    if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3:
+    if image.mode == "RGB" and isinstance(key, tuple) and _has_colour_key(image):
         # Of 16-bit colours only the high byte is left to compare.
         shift = 8 if sample_bits == 16 else 0
         wanted = np.array([int(level) >> shift for level in key])
@@ -88,7 +138,9 @@ def _key_alpha(image: Image.Image, sample_bits: int | None) -> Image.Image | Non
     return None
 
 
-def _reduce(image: Image.Image, sample_bits: int | None) -> tuple[Image.Image, Image.Image | None]:
+def _reduce(
+    image: Image.Image, sample_bits: int | None, level_range: tuple[float, float]
+) -> tuple[Image.Image, Image.Image | None]:
     """Return mode L, and the alpha channel of a colour key, from integer or float samples."""
     values = np.asarray(image)
     key = image.info.get("transparency")
@@ -98,12 +150,11 @@ def _reduce(image: Image.Image, sample_bits: int | None) -> tuple[Image.Image, I
     if values.dtype.kind == "u":
         shift = sample_bits - 8 if sample_bits is not None and 8 < sample_bits < 16 else 8
         return Image.fromarray(_by_rows(values, lambda rows: np.minimum(rows >> shift, 255))), alpha
-    return Image.fromarray(_stretch(values)), alpha
+    return Image.fromarray(_stretch(values, *level_range)), alpha
 
 
-def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _stretch(values: NDArray[Any], least: float, greatest: float) -> NDArray[np.uint8]:
     is_float = values.dtype.kind == "f"
-    least, greatest = _finite_range(values)
     white = 1.0 if is_float else 65535.0
     if least >= 0.0 and greatest <= white:
         if not is_float:
@@ -120,13 +171,17 @@ def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
     return _by_rows(values, scale)
 
 
-def _finite_range(values: NDArray[Any]) -> tuple[float, float]:
-    if values.dtype.kind != "f":
-        return float(values.min()), float(values.max())
-    finite = np.isfinite(values)
-    if not finite.any():
-        return 0.0, 0.0
-    return float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
+def _level_range(image: Image.Image) -> tuple[float, float]:
+    """Return the least and the greatest finite level of the whole picture; (0, 0) where there is none."""
+    least, greatest = np.inf, -np.inf
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        finite = np.isfinite(values)
+        if finite.any():
+            least = min(least, float(values[finite].min()))
+            greatest = max(greatest, float(values[finite].max()))
+    return (least, greatest) if least <= greatest else (0.0, 0.0)
 
 
 def _by_rows(values: NDArray[Any], compute: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.uint8]:
@@ -139,17 +194,11 @@ def _by_rows(values: NDArray[Any], compute: Callable[[NDArray[Any]], NDArray[Any
     return result
 
 
-def _to_srgb_space(image: Image.Image, icc: object) -> Image.Image:
-    if image.mode == "LAB":
-        lab = ImageCms.createProfile("LAB")
-        return _apply(image, _transform(ImageCms.ImageCmsProfile(lab), "LAB"))
-    transform = _usable_transform(icc, image.mode) if isinstance(icc, bytes) and icc else None
-    if transform is None or _is_identity(transform, image.mode):
-        return image.convert("RGB")
-    try:
-        return _apply(image, transform)
-    except (ValueError, OSError):
-        return image.convert("RGB")
+def _profile_transform(icc: object, mode: str) -> ImageCms.ImageCmsTransform | None:
+    if mode == "LAB":
+        return _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB")
+    transform = _usable_transform(icc, mode) if isinstance(icc, bytes) and icc else None
+    return None if transform is None or _is_identity(transform, mode) else transform
 
 
 def _usable_transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:

@@ -69,9 +69,11 @@ PICTURE_KINDS: Final = (
     "too_large",  # more bytes than the spec allows
     "unknown_type",  # the header belongs to no picture format that we know
     "type_not_allowed",  # a known format that the spec does not list
-    "too_many_pixels",  # width x height beyond the spec: a bomb
+    "too_many_pixels",  # more pixels or frames, or more memory, than allowed: a bomb
     "bad_shape",  # a zero side, or an aspect ratio beyond the spec
     "corrupt",  # the header is fine, the data is truncated or broken
+    "too_slow",  # the decoding process had no answer in time and was killed
+    "crashed_decoder",  # the decoding process ended without an answer
 )
 """The closed set of reasons for which a picture is refused."""
 

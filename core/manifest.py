@@ -83,7 +83,8 @@ class GraphRecord(_Record, frozen=True, kw_only=True):
     `path` is relative to the bundle; for a folder (`.mlpackage`) `sha256` is its `tree_digest`.
     `engine` names the runtime that runs it. `notes` say in whole sentences what a reader must know:
     why there is no parity, why a quantized graph that is slower than its fp32 twin was accepted.
-    `preferred` is false for a graph that must not be chosen by default.
+    `preferred` is false for a graph that must not be chosen by default. `settings` are options, by
+    name, with which the engine must run the graph; empty for an engine that needs none. Since schema 2.
     """
 
     role: Role
@@ -101,6 +102,7 @@ class GraphRecord(_Record, frozen=True, kw_only=True):
     latency: Latency | None = None
     speedup_vs_fp32: float | None = None
     preferred: bool = True
+    settings: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     tools: dict[str, str] = {}
 

@@ -144,8 +144,8 @@ def _as_text(head: bytes) -> str | None:
 def stated_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) in pixels as the header states them, or `None` where it is not plain.
 
-    Covers PNG, GIF, BMP, JPEG and simple WebP: enough to tell a picture without area from a
-    broken one, which Pillow reports alike.
+    Covers PNG, GIF, BMP, JPEG and WebP, whose libraries reserve memory for the stated size, or report a
+    picture without area as if it were broken. For the others opening the file is cheap and safe.
     """
     name = sniff(data)
     if name == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
@@ -157,10 +157,21 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
             return int.from_bytes(data[18:20], "little"), int.from_bytes(data[20:22], "little")
         width = int.from_bytes(data[18:22], "little", signed=True)
         return width, abs(int.from_bytes(data[22:26], "little", signed=True))
-    if name == "WEBP" and data[12:16] == b"VP8 " and len(data) >= 30:
-        width = int.from_bytes(data[26:28], "little") & 0x3FFF
-        return width, int.from_bytes(data[28:30], "little") & 0x3FFF
+    if name == "WEBP" and len(data) >= 30:
+        return _webp_size(data)
     return _jpeg_size(data) if name == "JPEG" else None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Read the canvas size: WebP container specification; RFC 9649, sections 2.5 to 2.7."""
+    if data[12:16] == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    return None
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

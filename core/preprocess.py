@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketlens.core.decode import Picture, check_pixels, decode, decode_image
-from pocketlens.core.picture_source import read_bytes
+from pocketlens.core.decode import Picture, check_pixels, decode, upright_image
+from pocketlens.core.picture_gate import refusal
+from pocketlens.core.picture_source import name_of, read_bytes
 from pocketlens.core.preprocess_spec import SPEC_VERSION, PreprocessSpec
 from pocketlens.core.resample import resample_exact
 
@@ -94,7 +95,11 @@ def preprocess(source: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
     Raises:
         PictureError: the picture was refused; `.kind` says why.
     """
-    return _fit(decode_image(source, spec), spec)
+    image = upright_image(source, spec)
+    try:
+        return _fit(image, spec)
+    except MemoryError as error:
+        raise refusal(error, "upright pixels", name_of(source), spec) from error
 
 
 def fit_pixels(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:

@@ -37,6 +37,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         max_pixels: largest width x height that is decoded.
         max_bytes: largest encoded file that is read.
         max_aspect: largest longer side / shorter side.
+        jpeg_scaling: `dct` decodes large JPEG files at 1/2, 1/4 or 1/8 of their size by the rule of
+            `pocketlens.core.scaled_decoding`, `none` in full. Since schema 2 of the bundle.
     """
 
     version: int = SPEC_VERSION
@@ -50,6 +52,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_pixels: int = 64_000_000
     max_bytes: int = 64 * 2**20
     max_aspect: int = 100
+    jpeg_scaling: Literal["none", "dct"] = "none"
 
     def __post_init__(self) -> None:
         _check_range("version", self.version, SPEC_VERSION, SPEC_VERSION)
@@ -60,6 +63,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         _check_range("max_aspect", self.max_aspect, 1, _MAX_ASPECT)
         _check_choice("fit", self.fit, ("crop", "squash", "pad"))
         _check_choice("filter", self.filter, ("bicubic", "bilinear"))
+        _check_choice("jpeg_scaling", self.jpeg_scaling, ("none", "dct"))
         _check_colour("matte", self.matte)
         _check_colour("pad_colour", self.pad_colour)
         if not self.formats:

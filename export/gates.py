@@ -1,18 +1,20 @@
 """The gates: figures that a graph must reach before its bundle exists. Pure functions of records."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
-from pocketlens.core.bundle import GraphRecord, Parity, Quality
+from pocketlens.core.bundle import GraphRecord, Parity, Quality, Role
 from pocketlens.core.errors import ParityGateFailed, SpeedGateFailed
-from pocketlens.export.recipe import Gates, is_float
+from pocketlens.export.recipe import Gates, is_float, split_variant
 
 __all__ = [
     "check_parity",
     "check_quality",
     "check_speed",
+    "failed_cosine",
     "mark_slower",
     "parity_failure",
     "quality_failure",
@@ -22,6 +24,12 @@ __all__ = [
 _REMEDY_PARITY: Final = (
     "Check that calibration pictures resemble the parity pictures, or raise the limit in the recipe's [gates]."
 )
+_LOWER_IS_BETTER: Final = "hallucination"
+_METRICS: Final = {
+    "recall_loss": re.compile(r"r\d+_(i2t|t2i)"),
+    "cider_loss": re.compile("cider"),
+    "hallucination_rise": re.compile("hallucination.*"),
+}
 _FIELDS: Final = ("min_cosine", "p1_cosine", "mean_cosine", "token_agreement")
 
 
@@ -38,10 +46,13 @@ def check_parity(graphs: Iterable[GraphRecord], gates: Gates) -> None:
 
 
 def parity_failure(graph: GraphRecord, gates: Gates) -> ParityGateFailed | None:
-    """Return why `graph` does not answer enough like the eager student; `None` if it does, or was not run."""
+    """Return why `graph` does not answer enough like the eager student.
+
+    `None` if it does, or if it was not run and the recipe does not insist (`require_parity`).
+    """
     if graph.parity is None:
-        return None
-    for name, limit, figure in _limits(graph, graph.parity, gates):
+        return _unmeasured(graph, gates)
+    for _, name, limit, figure in _limits(graph, graph.parity, gates):
         # Written so that NaN fails.
         if not figure >= limit:
             return ParityGateFailed(
@@ -53,8 +64,30 @@ def parity_failure(graph: GraphRecord, gates: Gates) -> ParityGateFailed | None:
     return None
 
 
-def _limits(graph: GraphRecord, parity: Parity, gates: Gates) -> Iterable[tuple[str, float, float]]:
-    """Yield the name of each limit of `graph`, the limit, and the figure that it is compared with."""
+def failed_cosine(graph: GraphRecord, gates: Gates) -> tuple[str, float] | None:
+    """Return field (`mean_cosine`) and value of the first limit of a cosine that `graph` does not reach."""
+    if graph.parity is None:
+        return None
+    for field, _, limit, figure in _limits(graph, graph.parity, gates):
+        if field != "token_agreement" and not figure >= limit:
+            return field, limit
+    return None
+
+
+def _unmeasured(graph: GraphRecord, gates: Gates) -> ParityGateFailed | None:
+    variant = _variant(graph)
+    if not {graph.target, graph.precision, variant, f"{variant}/{graph.role}"} & set(gates.require_parity):
+        return None
+    return ParityGateFailed(
+        f"{variant} {graph.role}",
+        expected="a measured parity (require_parity)",
+        found=graph.notes[-1] if graph.notes else f"none: nothing on this machine runs {graph.engine}",
+        remedy="Export where its engine runs, or take it out of require_parity in the recipe's [gates].",
+    )
+
+
+def _limits(graph: GraphRecord, parity: Parity, gates: Gates) -> Iterable[tuple[str, str, float, float]]:
+    """Yield the field and the name of each limit of `graph`, the limit, and the figure that it is compared with."""
     agreement = parity.metric == "token_agreement"
     figures = {
         "min_cosine": parity.minimum,
@@ -67,7 +100,7 @@ def _limits(graph: GraphRecord, parity: Parity, gates: Gates) -> Iterable[tuple[
             continue
         found = _own_limit(graph, field, gates) or _default_limit(graph.precision, field, gates)
         if found is not None:
-            yield (*found, figures[field])
+            yield (field, *found, figures[field])
 
 
 def _own_limit(graph: GraphRecord, field: str, gates: Gates) -> tuple[str, float] | None:
@@ -141,9 +174,7 @@ def _marked(graph: GraphRecord, gates: Gates, *, twin: bool) -> GraphRecord:
 
 
 def check_quality(quality: Iterable[Quality], gates: Gates, *, variants: Iterable[str]) -> None:
-    """Check that no quantized variant loses more of a task metric than the recipe allows.
-
-    Only metrics in `gates.max_metric_loss` are looked at, where both the variant and `student` have one.
+    """Check that no variant loses more of a task metric than the recipe allows; see `quality_failure`.
 
     Raises:
         ParityGateFailed: a variant loses too much.
@@ -155,19 +186,55 @@ def check_quality(quality: Iterable[Quality], gates: Gates, *, variants: Iterabl
             raise failure
 
 
-def quality_failure(quality: Iterable[Quality], gates: Gates, *, variant: str) -> ParityGateFailed | None:
-    """Return which task metric `variant` loses too much of; `None` if it loses none."""
+def quality_failure(
+    quality: Iterable[Quality], gates: Gates, *, variant: str, role: Role | None = None
+) -> ParityGateFailed | None:
+    """Return which task metric `variant` loses too much of; `None` if it loses none.
+
+    Only metrics that both the variant and `student` have are looked at.
+
+    Args:
+        quality: what was measured.
+        gates: the limits.
+        variant: `onnx-int8`.
+        role: judge this graph by the limits of its own, `limits."onnx-int8/image_encoder"`: by figures of
+            the subject `onnx-int8/image_encoder` where there are any, else by those of its variant. By
+            default the variant is judged, by the limits of its name and its precision and, if it is not
+            fp32, by `max_metric_loss`.
+    """
     figures = {(entry.subject, entry.metric): entry.value for entry in quality}
-    for metric, limit in gates.max_metric_loss.items():
-        ours, student = figures.get((variant, metric)), figures.get(("student", metric))
-        if ours is not None and student is not None and not student - ours <= limit:
-            return ParityGateFailed(
-                f"{variant} {metric}",
-                expected=f"at most {limit:g} below the student's {student:.4f} (max_metric_loss)",
-                found=f"{ours:.4f}",
-                remedy=_REMEDY_PARITY,
-            )
+    name = variant if role is None else f"{variant}/{role}"
+    for (subject, metric), student in figures.items():
+        if subject != "student":
+            continue
+        ours = figures.get((name, metric), figures.get((variant, metric)))
+        for source, limit in _metric_limits(metric, gates, variant, role):
+            worse = metric.startswith(_LOWER_IS_BETTER)
+            # Written so that NaN fails.
+            if ours is not None and not (ours - student if worse else student - ours) <= limit:
+                side = "above" if worse else "below"
+                return ParityGateFailed(
+                    f"{name} {metric}",
+                    expected=f"at most {limit:g} {side} the student's {student:.4f} ({source})",
+                    found=f"{ours:.4f}",
+                    remedy=_REMEDY_PARITY,
+                )
     return None
+
+
+def _metric_limits(metric: str, gates: Gates, variant: str, role: Role | None) -> Iterable[tuple[str, float]]:
+    """Yield the name of each limit of `metric`, and the limit."""
+    precision = split_variant(variant)[1]
+    if role is None and metric in gates.max_metric_loss and precision != "fp32":
+        yield "max_metric_loss", gates.max_metric_loss[metric]
+    field = next((field for field, pattern in _METRICS.items() if pattern.fullmatch(metric)), None)
+    if field is None:
+        return
+    for name in (variant, precision) if role is None else (f"{variant}/{role}",):
+        value = getattr(gates.limits.get(name), field, None)
+        if value is not None:
+            yield f"limits.{name}.{field}", value
+            return
 
 
 def _variant(graph: GraphRecord) -> str:

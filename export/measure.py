@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
 import msgspec
-import torch
-from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Manifest, Role, tree_digest
 from pocketlens.core.errors import EngineError
+from pocketlens.export.coreml_parity import coreml_parity
 from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
 from pocketlens.export.latency import THREADS, measure_in_turns
@@ -19,16 +18,26 @@ from pocketlens.export.parity import measure_parity
 from pocketlens.export.quiet import quiet
 from pocketlens.export.recipe import split_variant
 from pocketlens.export.reference import Feed, Reference
+from pocketlens.export.stand_in import Patched, StandIn, eager_answers
 from pocketlens.export.targets import open_target
 from pocketlens.runtime.engines import ENGINES, Engine, open_engine
 
 if TYPE_CHECKING:
     from pocketlens.runtime.engines import EngineName
 
-__all__ = ["OnError", "StandIn", "eager_answers", "graph_records", "measured"]
+__all__ = ["OnError", "OnUnmeasured", "eager_answers", "graph_records", "measured"]
 
 _HEADLINE_ROLE: Final = "image_encoder"
 _HEADLINE_SPEEDUP: Final = 1.3
+
+
+@runtime_checkable
+class _Configured(Protocol):
+    """A target whose files run with settings of their own."""
+
+    def settings(self, graph: Graph, precision: str) -> dict[str, str]:
+        """Return the engine's options for the file of one precision."""
+        ...
 
 
 def graph_records(
@@ -66,6 +75,7 @@ def graph_records(
                 bytes=sum(file.stat().st_size for file in files),
                 inputs=target.inputs(graphs[role]),
                 outputs=target.outputs(graphs[role]),
+                settings=target.settings(graphs[role], precision) if isinstance(target, _Configured) else {},
                 notes=(*target.notes(graphs[role]), *((delegation.sentence(),) if delegation else ())),
                 tools=target.tools(),
             )
@@ -73,11 +83,11 @@ def graph_records(
     return records
 
 
-StandIn = Callable[[Role, Feed], dict[str, NDArray[Any]]]
-"""Answers in place of a graph that a variant lacks; see `eager_answers`."""
-
 OnError = Callable[[str, Role, EngineError], None]
 """Called with the variant and role of a graph that does not run, and why."""
+
+OnUnmeasured = Callable[[str, Role, str], None]
+"""Called with the variant and role of a graph whose parity stays unknown although its kind is measured, and why."""
 
 
 def measured(
@@ -91,11 +101,13 @@ def measured(
     progress: Callable[[str], None],
     stand_in: StandIn | None = None,
     on_error: OnError | None = None,
+    coreml_samples: int = 0,
+    on_unmeasured: OnUnmeasured = lambda variant, role, reason: None,
 ) -> dict[str, list[GraphRecord]]:
     """Return `records` (by variant) with parity, latency and speed-up filled in.
 
-    Variants whose engine does not run here are returned as they are. Precisions of one target are
-    timed in turns, role by role.
+    Variants whose engine does not run here are returned as they are, but for CoreML's: they get parity
+    from an interpreter, and no latency. Precisions of one target are timed in turns, role by role.
 
     Args:
         records: as `graph_records` returns them; roles may be absent if there is a `stand_in`.
@@ -107,6 +119,8 @@ def measured(
         progress: called with a word on what is measured next.
         stand_in: answers for roles that a variant lacks, since a caption needs all of its graphs.
         on_error: told of each graph that does not run; its record is left out.
+        coreml_samples: pictures and texts that CoreML graphs are compared on; 0 measures none of them.
+        on_unmeasured: told of each CoreML graph that the interpreter cannot run.
 
     Raises:
         EngineError: a graph does not run, and there is no `on_error`.
@@ -128,10 +142,23 @@ def measured(
                 on_error(variant, role, error)
                 del filled[variant][role]
         if filled[variant]:
-            whole = engine if stand_in is None else _Patched(engine, frozenset(filled[variant]), stand_in)
+            whole = engine if stand_in is None else Patched(engine, frozenset(filled[variant]), stand_in)
             parity = measure_parity(whole, reference, manifest)
             for role, record in filled[variant].items():
                 filled[variant][role] = msgspec.structs.replace(record, parity=parity[role])
+    for variant, found in records.items():
+        if found and found[0].engine == "coreml":
+            progress(f"parity of {variant}")
+            filled[variant], reasons = coreml_parity(
+                filled[variant],
+                Bundle(roots[variant], manifest),
+                reference=reference,
+                rows=rows,
+                samples=coreml_samples,
+                stand_in=stand_in,
+            )
+            for role, reason in reasons.items():
+                on_unmeasured(variant, role, reason)
     for target in sorted({split_variant(variant)[0] for variant in engines}):
         progress(f"latency of {target}")
         rivals = {v: engine for v, engine in engines.items() if split_variant(v)[0] == target}
@@ -154,32 +181,6 @@ def _timed(
         speedup = base.p50_ms / latency.p50_ms if twin and base is not None else None
         timed[variant] = _explained(msgspec.structs.replace(records[variant], latency=latency, speedup_vs_fp32=speedup))
     return timed
-
-
-def eager_answers(graphs: Mapping[Role, Graph]) -> StandIn:
-    """Return a stand-in that runs the eager student's own modules."""
-
-    def answer(role: Role, inputs: Feed) -> dict[str, NDArray[Any]]:
-        graph = graphs[role]
-        with torch.no_grad():
-            result = graph.module(*(torch.from_numpy(inputs[spec.name].copy()) for spec in graph.inputs))
-        results = result if isinstance(result, tuple) else (result,)
-        return {spec.name: value.numpy() for spec, value in zip(graph.outputs, results, strict=True)}
-
-    return answer
-
-
-class _Patched:
-    """An engine with the eager student in the roles that it lacks."""
-
-    def __init__(self, engine: Engine, roles: frozenset[Role], stand_in: StandIn) -> None:
-        self.name = engine.name
-        self._engine = engine
-        self._roles = roles
-        self._stand_in = stand_in
-
-    def run(self, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return self._engine.run(role, inputs) if role in self._roles else self._stand_in(role, dict(inputs))
 
 
 def _open(records: list[GraphRecord], root: Path, manifest: Manifest) -> Engine:

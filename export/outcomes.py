@@ -30,7 +30,7 @@ class GraphOutcome(msgspec.Struct, frozen=True, kw_only=True):
         latency: of one call at batch 1.
         speedup_vs_fp32: how many times as fast as the fp32 graph of the same target.
         quality: figures of the whole variant, by metric.
-        reason: why it failed, or why it was not run; empty otherwise.
+        reason: why it failed, or why nothing was measured; empty otherwise.
         shipped: false for an fp32 twin that is only measured.
     """
 
@@ -108,11 +108,16 @@ class OutcomeLog:
             speedup_vs_fp32=record.speedup_vs_fp32,
         )
 
+    def unmeasured(self, variant: str, role: Role, reason: str) -> None:
+        """Note why the parity of a graph stays unknown; its status stays."""
+        self._change(variant, role, reason=reason)
+
     def passed(self, record: GraphRecord) -> None:
         """Note that a graph passed its gates, or had none to pass because nothing runs it here."""
         variant = f"{record.target}-{record.precision}"
         if record.parity is None:
-            reason = f"nothing on this machine runs {record.engine}"
+            known = self._outcomes[variant, record.role].reason
+            reason = known or f"nothing on this machine runs {record.engine}"
             self._change(variant, record.role, status="not_run", reason=reason)
         else:
             self._change(variant, record.role, status="passed")

@@ -4,24 +4,31 @@ Letters: `N` pictures, `M` texts, `D` embedding.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.core.bundle import CaptionSpec, Manifest, Parity, Role, TokenizerSpec
 from pocketlens.runtime.decoding import Limits, greedy
-from pocketlens.runtime.engines import Engine
 
 if TYPE_CHECKING:  # it brings torch, which verifying a bundle does without
     from pocketlens.export.reference import Reference
 
-__all__ = ["cosines", "greedy_captions", "measure_parity", "parity_of", "token_agreement"]
+__all__ = ["GraphRunner", "cosines", "greedy_captions", "measure_parity", "parity_of", "token_agreement"]
 
 _BATCH = 32
 
 
-def measure_parity(engine: Engine, reference: "Reference", manifest: Manifest) -> dict[Role, Parity]:
+class GraphRunner(Protocol):
+    """Whatever answers in a graph's place: an engine of the runtime, or the interpreter of CoreML packages."""
+
+    def run(self, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph of `role` and return its outputs by name; all arrays have the same number of rows."""
+        ...
+
+
+def measure_parity(engine: GraphRunner, reference: "Reference", manifest: Manifest) -> dict[Role, Parity]:
     """Return the parity of the graphs that `engine` runs: of the image encoder, and of what else the model has.
 
     Image and text encoder: cosine of the embeddings. Prefill: cosine of the caches, given the eager
@@ -47,7 +54,7 @@ def measure_parity(engine: Engine, reference: "Reference", manifest: Manifest) -
 
 
 def greedy_captions(
-    engine: Engine,
+    engine: GraphRunner,
     visual_tokens: NDArray[np.float32],
     *,
     tokenizer: TokenizerSpec,
@@ -101,7 +108,7 @@ def parity_of(metric: Literal["cosine", "token_agreement"], values: NDArray[np.f
     )
 
 
-def _run(engine: Engine, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _run(engine: GraphRunner, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a graph over all rows, a batch at a time."""
     rows = len(next(iter(inputs.values())))
     parts = [

@@ -1,5 +1,7 @@
 """Model to bundle: lower, measure, gate, evaluate, publish. Nothing appears at `out` before the end.
 
+If a graph needed mixed precision, what that cost is told in a folder beside it, `NAME.mixed-precision`.
+
 The work happens in a folder beside `out`, on the same file system, which is removed whatever happens;
 a bundle that stood at `out` is replaced in one step by one that passed its gates.
 """
@@ -50,6 +52,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 
 _CARD: Final = "MODEL_CARD.md"
+_REPORTS: Final = ".mixed-precision"
 _VERSION_DIGITS: Final = 12
 
 
@@ -137,7 +140,14 @@ def export_student(
         (staged / manifest.tokenizer.path).write_text(opened.tokenizer_json, encoding="utf-8")
         facts |= _golden(staged, manifest, opened, recipe, test)
         manifest = msgspec.structs.replace(manifest, provenance=facts)
-        build = Build(recipe, staging, roles=tuple(opened.model.modules), keep_going=keep_going, watch=watch)
+        build = Build(
+            recipe,
+            staging,
+            roles=tuple(opened.model.modules),
+            keep_going=keep_going,
+            watch=watch,
+            reports=out.with_name(f"{out.name}{_REPORTS}"),
+        )
         graphs = _graphs(build, str(source), opened, manifest, recipe, test, calibration, progress)
         manifest = msgspec.structs.replace(manifest, graphs=tuple(graphs))
         candidate = _publish(staging / "candidate", manifest, staged)

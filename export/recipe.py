@@ -6,11 +6,12 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
-from pocketlens.core.bundle import ROLES
+from pocketlens.core.bundle import ROLES, Role
 from pocketlens.core.errors import RecipeError
 
 __all__ = [
     "DEFAULT_VARIANTS",
+    "TAKES_PART",
     "VARIANTS",
     "ExportRecipe",
     "Gates",
@@ -62,6 +63,13 @@ DEFAULT_VARIANTS: Final[tuple[Variant, ...]] = (
 )
 """What a recipe exports that names nothing."""
 
+TAKES_PART: Final[dict[str, tuple[Role, ...]]] = {
+    "recall_loss": ("image_encoder", "text_encoder"),
+    "cider_loss": ("image_encoder", "caption_prefill", "caption_decode"),
+    "hallucination_rise": ("image_encoder", "caption_prefill", "caption_decode"),
+}
+"""Which graphs have a part in the figure that a field of `Limits` is about."""
+
 _FLOATS: Final = frozenset({"fp32", "fp16"})
 _CALIBRATED: Final = frozenset({"int8", "w8a8"})
 
@@ -80,12 +88,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         p1_cosine: the same for the first percentile.
         mean_cosine: the same for the mean.
         token_agreement: share of pictures whose greedy caption has the eager student's ids.
+        recall_loss: how much lower than the student's any recall at k (`r1_i2t`, `r10_t2i`, ...) may be.
+        cider_loss: the same for `cider`, in points.
+        hallucination_rise: how much higher than the student's `hallucination` and `hallucination_captions` may be.
+
+    The last three are figures of all graphs of a variant together. For one graph they may be set where it
+    takes part: recall for `image_encoder` and `text_encoder`, the others for all but `text_encoder`. Then
+    that graph is refused, and not its variant.
     """
 
     min_cosine: float | None = None
     p1_cosine: float | None = None
     mean_cosine: float | None = None
     token_agreement: float | None = None
+    recall_loss: float | None = None
+    cider_loss: float | None = None
+    hallucination_rise: float | None = None
 
 
 class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,8 +118,12 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             differ in harmless words, so the gate that counts is `max_metric_loss` on a caption metric.
         limits: by precision (`int4`), variant (`onnx-int4`) or graph (`onnx-int4/text_encoder`): limits
             of its own; see `Limits`. The narrowest name counts, then the five keys above.
-        max_metric_loss: by metric name (`r1_i2t`, `cider`, ...), how much lower than the student's a
-            quantized variant's `Quality.value` may be. Only metrics that were evaluated are looked at.
+        max_metric_loss: by metric name (`r1_i2t`, `cider`, ...), how much worse than the student's a
+            quantized variant's `Quality.value` may be: lower, or higher for `hallucination` and
+            `hallucination_captions`. Only metrics that were evaluated are looked at.
+        require_parity: targets (`coreml`), precisions, variants, or graphs (`coreml-fp16/image_encoder`) whose parity
+            must have been measured: an engine that is not on this machine, or an operator that the
+            interpreter of CoreML packages does not know, then fails the export instead of a note in the record.
         min_speedup: a quantized graph must be at least this many times as fast as its fp32 twin ...
         accept_slower: ... unless its role (`text_encoder`) is listed here, its variant (`onnx-int4`), or its role
             in one variant (`executorch-int8/image_encoder`). An fp16 graph is never held to it: the
@@ -115,6 +137,7 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     int8_min_token_agreement: float = 0.0
     limits: dict[str, Limits] = {}
     max_metric_loss: dict[str, float] = {}
+    require_parity: tuple[str, ...] = ()
     min_speedup: float = 1.0
     accept_slower: tuple[str, ...] = ()
 
@@ -127,6 +150,17 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         for name in self.limits:
             if name not in {*precisions, *VARIANTS, *graphs}:
                 raise ValueError(f"limits: expected a precision, a variant or variant/role, found {name!r}")
+        targets = {split_variant(variant)[0] for variant in VARIANTS}
+        for name in self.require_parity:
+            if name not in {*targets, *precisions, *VARIANTS, *graphs}:
+                raise ValueError(
+                    f"require_parity: expected a target, a precision, a variant or variant/role, found {name!r}"
+                )
+        for name, limits in self.limits.items():
+            role = name.partition("/")[2]
+            for field, roles in TAKES_PART.items():
+                if role and role not in roles and getattr(limits, field) is not None:
+                    raise ValueError(f"limits.{name}.{field}: expected one of {', '.join(roles)}, found {role}")
 
 
 class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,8 +173,14 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         calibration_samples: pictures (and captions) that quantization ranges are taken from.
         latency_runs: timed calls of each graph, taken in turns.
         golden_samples: pictures that ship with expected pixels, embeddings and captions.
+        coreml_samples: pictures and texts that CoreML graphs are compared on, in an interpreter, which is slow; 0
+            leaves them unmeasured.
         workers: processes that lower graphs; 0 lowers in the calling process, one after the other.
         seed: picks calibration samples and decoding steps.
+        mixed_precision: `auto`: a graph in static int8 (ONNX, ExecuTorch) that fails a cosine of its gate is
+            searched for the fewest layers that must stay in float, and written again with them. `off`: it
+            just fails, as every other graph does.
+        max_float_share: share of a graph's layers that may stay in float, 0 to 1; a search that needs more fails.
         gates: see `Gates`.
     """
 
@@ -148,16 +188,22 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     calibration_samples: int = 128
     latency_runs: int = 200
     golden_samples: int = 4
+    coreml_samples: int = 16
     workers: int = 0
     seed: int = 0
+    mixed_precision: Literal["auto", "off"] = "auto"
+    max_float_share: float = 0.6
     gates: Gates = Gates()
 
     def __post_init__(self) -> None:
         for field in ("calibration_samples", "latency_runs", "golden_samples"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: expected at least 1, found {getattr(self, field)}")
-        if self.workers < 0:
-            raise ValueError(f"workers: expected 0 or more, found {self.workers}")
+        for field in ("workers", "coreml_samples"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}: expected 0 or more, found {getattr(self, field)}")
+        if not 0 <= self.max_float_share <= 1:
+            raise ValueError(f"max_float_share: expected 0 to 1, found {self.max_float_share:g}")
         if not self.variants or len(set(self.variants)) != len(self.variants):
             raise ValueError(f"variants: expected each variant once, found {list(self.variants)}")
 

@@ -1,5 +1,6 @@
-"""Is this bundle whole, and does it answer on this machine as it did where it was exported? No torch.
+"""Is this bundle whole, and does it answer on this machine as it did where it was exported? No torch needed.
 
+CoreML packages are interpreted where torch and coremltools are installed, and skipped where they are not.
 For what another device made of the golden inputs, see `pocketlens.export.diagnosis`.
 """
 
@@ -18,8 +19,8 @@ from pocketlens.core.preprocess import decode, preprocess
 from pocketlens.export.golden import GoldenSet, read_golden
 from pocketlens.export.golden_steps import case_spec, decoders, results_of, steps_of
 from pocketlens.export.golden_vectors import STAGES, Case, Stage, Vectors, array_sha256, read_vectors
-from pocketlens.export.parity import cosines, greedy_captions, token_agreement
-from pocketlens.runtime.engines import ENGINES, Engine, open_engine
+from pocketlens.export.parity import GraphRunner, cosines, greedy_captions, token_agreement
+from pocketlens.runtime.engines import ENGINES, open_engine
 
 __all__ = ["Check", "VerifyReport", "verify_bundle"]
 
@@ -51,7 +52,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome. `skipped` names variants whose engine is not on this machine."""
+    """The outcome. `skipped` names variants that nothing on this machine runs."""
 
     model_version: str
     checks: tuple[Check, ...]
@@ -83,11 +84,11 @@ def verify_bundle(path: Path) -> VerifyReport:
     golden = _with_tensors(golden, pixels, vectors)
     skipped = []
     for variant, graphs in _variants(bundle).items():
-        name = next(iter(graphs.values())).engine
-        if name not in ENGINES or find_spec(name) is None:
+        runner = _runner(bundle, graphs)
+        if runner is None:
             skipped.append(variant)
-            continue
-        checks += _answers(bundle, golden, variant, graphs, open_engine(name, bundle, graphs, threads=1))
+        else:
+            checks += _answers(bundle, golden, variant, graphs, runner)
     return VerifyReport(model_version=bundle.manifest.model_version, checks=tuple(checks), skipped=tuple(skipped))
 
 
@@ -140,12 +141,26 @@ def _variants(bundle: Bundle) -> dict[str, dict[Role, GraphRecord]]:
     return variants
 
 
+def _runner(bundle: Bundle, graphs: dict[Role, GraphRecord]) -> GraphRunner | None:
+    """Return what runs `graphs`, all of one variant, on this machine; `None` if nothing does."""
+    name = next(iter(graphs.values())).engine
+    if name in ENGINES:
+        return open_engine(name, bundle, graphs, threads=1) if find_spec(name) is not None else None
+    # A graph without parity had an operator that the interpreter did not know when it was exported.
+    interpreted = name == "coreml" and all(record.parity is not None for record in graphs.values())
+    if not interpreted or find_spec("torch") is None or find_spec("coremltools") is None:
+        return None
+    from pocketlens.export.mil.engine import MilEngine  # it brings torch
+
+    return MilEngine(bundle, graphs)
+
+
 def _answers(
     bundle: Bundle,
     golden: GoldenSet,
     variant: str,
     graphs: dict[Role, GraphRecord],
-    engine: Engine,
+    engine: GraphRunner,
 ) -> Iterator[Check]:
     # A graph that failed its gate is left out of its variant: what the others can show without it is checked.
     image = {}

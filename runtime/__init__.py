@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pocketlens.runtime.confidence import FEATURES, feature_table, fit_confidence
     from pocketlens.runtime.engines import ENGINES, Engine
+    from pocketlens.runtime.finding import find
     from pocketlens.runtime.indexing import IndexProgress, IndexReport, index_folder
     from pocketlens.runtime.lens import Lens, load
     from pocketlens.runtime.results import Description, Refusal
-    from pocketlens.runtime.store import Hit, Store
+    from pocketlens.runtime.store import Filter, Hit, Row, Store
+    from pocketlens.runtime.upgrading import upgrade_store
+    from pocketlens.runtime.watching import watch_folder
 
 __all__ = [
     "ENGINES",
     "FEATURES",
     "Description",
     "Engine",
+    "Filter",
     "Hit",
     "IndexProgress",
     "IndexReport",
     "Lens",
     "Refusal",
+    "Row",
     "Store",
     "feature_table",
+    "find",
     "fit_confidence",
     "index_folder",
     "load",
+    "upgrade_store",
+    "watch_folder",
 ]
 
 _HOMES = {
@@ -44,8 +52,13 @@ _HOMES = {
     "load": "lens",
     "Description": "results",
     "Refusal": "results",
+    "Filter": "store",
     "Hit": "store",
+    "Row": "store",
     "Store": "store",
+    "find": "finding",
+    "upgrade_store": "upgrading",
+    "watch_folder": "watching",
 }
 
 

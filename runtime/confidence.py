@@ -2,7 +2,8 @@
 
 The features, all computed in the pass that made the caption:
 
-- `mean_logprob`: mean natural log-probability of the tokens. Biased by length, so it is not alone.
+- `mean_logprob`: mean natural log-probability of the tokens that the model chose (a prompt's are the
+  caller's and do not count). Biased by length, so it is not alone.
 - `low_logprob`: the 20 % quantile of the token log-probabilities: the weak fifth of the caption.
 - `min_logprob`: the weakest token. A single hallucinated word shows here first.
 - `similarity`: cosine of the picture's and the caption's embedding under the bundle's own towers;
@@ -59,7 +60,7 @@ def caption_features(token_logprobs: Sequence[float], similarity: float | None) 
 
 def feature_table(captions: Sequence[Caption]) -> NDArray[np.float64]:
     """Return the features `(N, F)` of device captions, for `fit_confidence`."""
-    rows = [caption_features(caption.token_logprobs, caption.similarity) for caption in captions]
+    rows = [caption_features(c.token_logprobs[c.prompt_tokens :], c.similarity) for c in captions]
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES))
 
 

@@ -1,10 +1,12 @@
 """The face of the runtime: a verified bundle that embeds and captions pictures, offline."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,16 +26,22 @@ from pocketlens.core.preprocess import Picture, preprocess, read_bytes
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.runtime.captioner import Captioner
 from pocketlens.runtime.confidence import check_confidence
-from pocketlens.runtime.decoding import Limits
+from pocketlens.runtime.decoding import GREEDY, Beam, Decoding, Greedy, Nucleus
 from pocketlens.runtime.embedder import Embedder
-from pocketlens.runtime.engines import Engine, open_engine
-from pocketlens.runtime.engines.engine import engine_name
-from pocketlens.runtime.results import Description, Refusal
-from pocketlens.runtime.selection import choose_graphs
+from pocketlens.runtime.engines import Engine
+from pocketlens.runtime.engines.fallback import FallbackEngine
+from pocketlens.runtime.engines.specs import EngineSpec
+from pocketlens.runtime.image_embedding import ImageEmbedding
+from pocketlens.runtime.pipeline import available_cores
+from pocketlens.runtime.results import CaptionPiece, Description, ReadEmbedding, Refusal
+from pocketlens.runtime.selection import Plan, plan_engines
 
 __all__ = ["Lens", "load"]
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+_SIDE_BY_SIDE = EngineSpec("onnxruntime")
 
 
 def load(
@@ -42,6 +50,7 @@ def load(
     engine: str | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    tuned: bool = True,
     sink: EventSink = NULL_SINK,
     fallback: CaptionFallback | None = None,
 ) -> "Lens":
@@ -49,10 +58,16 @@ def load(
 
     Args:
         path: the bundle's folder.
-        engine: `onnxruntime` (the default) or `executorch`.
-        precision: `fp32`, `int8`, ... as the bundle names them; by default the preferred one that was
-            measured fastest at export.
-        threads: CPU threads of one call, at least 1; by default one for each physical core.
+        engine: `onnxruntime`, `onnxruntime:cuda`, `executorch`, ...: see `runtime.engines.specs`. Several,
+            joined by commas, are used in that order, each one where those before it fail. By default
+            what `pocketlens tune` measured fastest on this device; where it was not run, ONNX Runtime on
+            the CPU, and other engines only where that fails.
+        precision: `fp32`, `int8`, ... as the bundle names them; by default what `pocketlens tune`
+            measured fastest, or the preferred one that was measured fastest at export.
+        threads: CPU threads, at least 1: of one call, by default what `pocketlens tune` found best, or one
+            for each physical core; and of `Lens.embed_images`, by default one for each core that this
+            process may use.
+        tuned: whether a measurement of `pocketlens tune` is used where there is one.
         sink: takes the events of this lens.
         fallback: asked after each device caption of an encoded picture.
 
@@ -61,22 +76,26 @@ def load(
         EngineError: no such engine, or its package is not installed.
     """
     started = perf_counter()
-    name = engine_name(engine)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, found {threads}")
     bundle = load_bundle(path)
-    graphs = choose_graphs(bundle, engine=name, precision=precision)
+    plan = plan_engines(bundle, engine=engine, precision=precision, threads=threads, tuned=tuned)
     check_confidence(bundle.manifest.confidence)
     tokenizer = Tokenizer.from_file(bundle.tokenizer_path, text_length=bundle.manifest.tokenizer.text_length)
-    opened = open_engine(name, bundle, graphs, threads=threads)
+    opened = FallbackEngine(bundle, plan.chains, sink=sink)
+    opened.open()
     lens = Lens(
         bundle,
         opened,
         tokenizer,
-        precision=graphs["image_encoder"].precision,
+        precision=opened.current("image_encoder").record.precision,
+        plan=plan,
         sink=sink,
         fallback=fallback,
+        threads=threads,
     )
     load_ms = (perf_counter() - started) * 1000
-    sink.emit(EngineLoaded(lens.model_version, name, lens.precision, load_ms))
+    sink.emit(EngineLoaded(lens.model_version, opened.name, lens.precision, load_ms, plan.chosen_by))
     return lens
 
 
@@ -98,6 +117,8 @@ class Lens:
         model_version: version of the model; vectors of two versions must not be compared.
         dim: D, the length of an embedding.
         precision: precision of the image encoder that was chosen.
+        plan: how each role is run, what follows if that fails, and what decided it (`plan.chosen_by`);
+            `None` for a lens that was given its engine.
     """
 
     def __init__(
@@ -107,18 +128,23 @@ class Lens:
         tokenizer: Tokenizer,
         *,
         precision: str,
+        plan: Plan | None = None,
         sink: EventSink = NULL_SINK,
         fallback: CaptionFallback | None = None,
+        threads: int | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.model_version = manifest.model_version
         self.dim = manifest.embedding.dim
         self.precision = precision
+        self.plan = plan
         self._spec = manifest.preprocess
         self._sink = sink
         self._fallback = fallback
-        self._embedder = Embedder(engine, tokenizer, dim=self.dim)
+        self._threads = threads or available_cores()
+        self._embedder = Embedder(engine, tokenizer, dim=self.dim, parallel=self._parallel_engine(plan))
+        self._images = ImageEmbedding(self._embedder, self._spec, self.model_version, sink)
         self._captioner: Captioner | None = None
         if manifest.caption is not None and self.captions_pictures:
             self._captioner = Captioner(
@@ -142,26 +168,69 @@ class Lens:
             PictureError: the picture was refused.
             EngineError: the graph failed.
         """
-        return _single(self.embed_images([picture], batch_size=1))
+        return _single(self.embed_images([picture], batch_size=1, threads=1))
 
     def embed_images(
-        self, pictures: Iterable[Picture], *, batch_size: int = 16
+        self,
+        pictures: Iterable[Picture],
+        *,
+        batch_size: int = 4,
+        threads: int | None = None,
+        max_pixels: int | None = None,
     ) -> Iterator[NDArray[np.float32] | Refusal]:
         """Yield, for each picture in order, its embedding `(D,)` or a `Refusal`.
 
+        Several threads decode, resize and run the graph side by side. `pictures` is read in the caller's
+        thread, up to `threads` + 1 batches ahead; memory does not grow with their number, and it may
+        be endless. Files named by a path, and bytes, are decoded by the threads; an open file, a PIL
+        image or an array is read before the next one is asked for, so that it may be used again.
+        Closing the generator stops the threads. With one thread all is done in the caller's, and nothing
+        is read ahead of the batch.
+
+        Args:
+            pictures: any number of them.
+            batch_size: pictures of one call of the graph, at least 1.
+            threads: how many work, at least 1; by default those of the lens.
+            max_pixels: refuse pictures of more pixels than this, instead of what the bundle says.
+
         Raises:
             EngineError: the graph failed.
+            ValueError: an argument is out of range.
         """
-        for batch in self._batches(pictures, batch_size):
-            good = [item for item in batch if isinstance(item, _Prepared)]
-            vectors: Iterator[NDArray[np.float32]] = iter(())
-            if good:
-                started = perf_counter()
-                embeddings, _ = self._embedder.images(np.stack([item.pixels for item in good]))
-                self._embedded("image", len(good), started)
-                vectors = iter(embeddings)
-            for item in batch:
-                yield item if isinstance(item, Refusal) else next(vectors)
+        return self._images.pictures(
+            pictures, batch_size=batch_size, threads=self._count(threads), max_pixels=max_pixels
+        )
+
+    def embed_read(
+        self,
+        items: Iterable[_Item],
+        read: Callable[[_Item], bytes],
+        *,
+        batch_size: int = 4,
+        threads: int | None = None,
+        max_pixels: int | None = None,
+    ) -> Generator[ReadEmbedding]:
+        """Yield, for each item in order, its embedding or a `Refusal`, and the SHA-256 of its bytes.
+
+        As `embed_images`, but the threads get the bytes too: by `read`, which must be safe to call from
+        several threads and may raise `PictureError`.
+        """
+        return self._images.read(
+            items, read, batch_size=batch_size, threads=self._count(threads), max_pixels=max_pixels
+        )
+
+    def _count(self, threads: int | None) -> int:
+        return self._threads if threads is None else threads
+
+    def _parallel_engine(self, plan: Plan | None) -> Callable[[], Engine] | None:
+        """Return what opens the image encoder for calls side by side: one thread each, as the callers are many."""
+        if plan is None or plan.first("image_encoder").spec != _SIDE_BY_SIDE:
+            return None  # other engines have one set of threads for the whole process, or hardware of their own
+        chain = [
+            msgspec.structs.replace(choice, threads=1) if choice.spec == _SIDE_BY_SIDE else choice
+            for choice in plan.chains["image_encoder"]
+        ]
+        return lambda: FallbackEngine(self.bundle, {"image_encoder": chain}, sink=self._sink)
 
     def embed_text(self, text: str) -> NDArray[np.float32]:
         """Return the embedding of one text: `(D,)` float32, unit norm; see `embed_texts`."""
@@ -182,20 +251,26 @@ class Lens:
         self._embedded("text", len(texts), started)
         return vectors
 
-    def caption(self, picture: Picture, *, beam: int = 1, max_tokens: int | None = None) -> Caption:
+    def caption(
+        self, picture: Picture, *, beam: int = 1, max_tokens: int | None = None, decoding: Decoding | None = None
+    ) -> Caption:
         """Return the caption of one picture.
 
         Args:
             picture: the picture.
-            beam: hypotheses of beam search; 1 is greedy.
-            max_tokens: the most ids of the caption; by default, and at most, what the bundle allows.
+            beam: short for `decoding=Decoding(search=Beam(width=beam))`; 1 is greedy.
+            max_tokens: short for `decoding=Decoding(max_tokens=...)`.
+            decoding: how captions are decoded; by default greedily. Not together with the short forms.
 
         Raises:
             PictureError: the picture was refused.
             BundleIncomplete: the bundle cannot caption.
             EngineError: a graph failed.
+            ValueError: the options contradict each other, or the prompt leaves no room for a caption.
         """
-        return _single(self.captions([picture], beam=beam, max_tokens=max_tokens, batch_size=1))
+        return _single(
+            self.captions([picture], beam=beam, max_tokens=max_tokens, decoding=decoding, batch_size=1),
+        )
 
     def captions(
         self,
@@ -203,19 +278,52 @@ class Lens:
         *,
         beam: int = 1,
         max_tokens: int | None = None,
+        decoding: Decoding | None = None,
         batch_size: int = 16,
     ) -> Iterator[Caption | Refusal]:
         """Yield, for each picture in order, its caption or a `Refusal`; arguments as in `caption`."""
-        captioner, limits = self._caption_plan(beam, max_tokens)
+        captioner, plan = self._caption_plan(beam, max_tokens, decoding)
         return (
             item if isinstance(item, Refusal) else item.caption
             for batch in self._batches(pictures, batch_size)
-            for item in self._describe(batch, captioner, beam, limits, embeddings_asked=False)
+            for item in self._describe(batch, captioner, plan, embeddings_asked=False)
         )
 
-    def describe(self, picture: Picture, *, beam: int = 1, max_tokens: int | None = None) -> Description:
+    def caption_stream(self, picture: Picture, *, decoding: Decoding = GREEDY) -> Iterator[CaptionPiece]:
+        """Yield the caption of one picture as it grows; the last piece has the whole caption.
+
+        Args:
+            picture: the picture.
+            decoding: how; one caption, and not from a beam, which has no partial text.
+
+        Raises:
+            ValueError: a beam or several captions; otherwise as in `caption`.
+        """
+        for item in self.caption_streams([picture], decoding=decoding, batch_size=1):
+            if isinstance(item, Refusal):
+                raise item.error
+            yield item
+
+    def caption_streams(
+        self, pictures: Iterable[Picture], *, decoding: Decoding = GREEDY, batch_size: int = 16
+    ) -> Iterator[CaptionPiece | Refusal]:
+        """Yield the captions of many pictures as they grow, those of a batch side by side.
+
+        `CaptionPiece.index` and `Refusal.index` say whose piece it is. Every picture ends with a piece that has its
+        caption, or is a `Refusal`; arguments and errors as in `caption_stream`.
+        """
+        captioner, plan = self._caption_plan(1, None, decoding)
+        if not plan.streams:
+            raise ValueError("decoding: expected one caption, greedy or from a nucleus, found a beam or several")
+        return self._streamed(self._batches(pictures, batch_size), captioner, plan)
+
+    def describe(
+        self, picture: Picture, *, beam: int = 1, max_tokens: int | None = None, decoding: Decoding | None = None
+    ) -> Description:
         """Return embedding and caption of one picture from one encoder pass; errors as in `caption`."""
-        return _single(self.descriptions([picture], beam=beam, max_tokens=max_tokens, batch_size=1))
+        return _single(
+            self.descriptions([picture], beam=beam, max_tokens=max_tokens, decoding=decoding, batch_size=1),
+        )
 
     def descriptions(
         self,
@@ -223,19 +331,22 @@ class Lens:
         *,
         beam: int = 1,
         max_tokens: int | None = None,
+        decoding: Decoding | None = None,
         batch_size: int = 16,
     ) -> Iterator[Description | Refusal]:
         """Yield, for each picture in order, its `Description` or a `Refusal`."""
-        captioner, limits = self._caption_plan(beam, max_tokens)
+        captioner, plan = self._caption_plan(beam, max_tokens, decoding)
         return (
             item
             for batch in self._batches(pictures, batch_size)
-            for item in self._describe(batch, captioner, beam, limits, embeddings_asked=True)
+            for item in self._describe(batch, captioner, plan, embeddings_asked=True)
         )
 
-    def _caption_plan(self, beam: int, max_tokens: int | None) -> tuple[Captioner, Limits]:
-        if beam < 1:
-            raise ValueError(f"beam: expected at least 1, found {beam}")
+    def _caption_plan(self, beam: int, max_tokens: int | None, decoding: Decoding | None) -> tuple[Captioner, Decoding]:
+        if decoding is None:
+            decoding = Decoding(search=Greedy() if beam == 1 else Beam(width=beam), max_tokens=max_tokens)
+        elif beam != 1 or max_tokens is not None:
+            raise ValueError("beam, max_tokens: expected them inside decoding, found both ways of saying it")
         if self._captioner is None:
             raise BundleIncomplete(
                 f"bundle {self.bundle.root}",
@@ -243,14 +354,14 @@ class Lens:
                 found=f"tasks: {', '.join(self.bundle.manifest.tasks)}",
                 remedy="Take a bundle that was exported with captions.",
             )
-        return self._captioner, self._captioner.limits(max_tokens)
+        self._captioner.limits(decoding)  # what does not fit this bundle is said before the first picture
+        return self._captioner, decoding
 
     def _describe(
         self,
         batch: "list[_Prepared | Refusal]",
         captioner: Captioner,
-        beam: int,
-        limits: Limits,
+        decoding: Decoding,
         *,
         embeddings_asked: bool,
     ) -> Iterator[Description | Refusal]:
@@ -261,7 +372,7 @@ class Lens:
             embeddings, visual = self._embedder.images(np.stack([item.pixels for item in good]))
             if embeddings_asked:
                 self._embedded("image", len(good), started)
-            captions = captioner.captions(embeddings, visual, beam=beam, limits=limits)
+            captions = captioner.captions(embeddings, visual, decoding=decoding, keys=_keys(good, decoding))
             share_ms = (perf_counter() - started) * 1000 / len(good)
             answers = (
                 Description(vector, self._served(item, caption, share_ms))
@@ -269,6 +380,26 @@ class Lens:
             )
         for item in batch:
             yield item if isinstance(item, Refusal) else next(answers)
+
+    def _streamed(
+        self, batches: "Iterable[list[_Prepared | Refusal]]", captioner: Captioner, decoding: Decoding
+    ) -> Iterator[CaptionPiece | Refusal]:
+        first = 0
+        for batch in batches:
+            started = perf_counter()
+            yield from (item for item in batch if isinstance(item, Refusal))
+            good = {first + at: item for at, item in enumerate(batch) if isinstance(item, _Prepared)}
+            first += len(batch)
+            if not good:
+                continue
+            items, indices = list(good.values()), list(good)
+            embeddings, visual = self._embedder.images(np.stack([item.pixels for item in items]))
+            keys = _keys(items, decoding)
+            for row, text, written in captioner.pieces(embeddings, visual, decoding=decoding, keys=keys):
+                # What the reader of this generator does between two pieces counts too: the caption waits for it.
+                device_ms = (perf_counter() - started) * 1000
+                served = None if written is None else self._served(items[row], written, device_ms)
+                yield CaptionPiece(indices[row], text, served)
 
     def _served(self, item: _Prepared, caption: Caption, device_ms: float) -> Caption:
         """Ask the fallback, report, and return the caption to hand out."""
@@ -320,3 +451,11 @@ def _single(results: Iterator[_T | Refusal]) -> _T:
     if isinstance(result, Refusal):
         raise result.error
     return result
+
+
+def _keys(items: "Sequence[_Prepared]", decoding: Decoding) -> list[int]:
+    """Return what random draws of each picture depend on: its own pixels, so not its place in a batch or a folder."""
+    if not isinstance(decoding.search, Nucleus):
+        return [0] * len(items)
+    digests = (blake2b(item.pixels.tobytes(), digest_size=8).digest() for item in items)
+    return [int.from_bytes(digest, "little") for digest in digests]

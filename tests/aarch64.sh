@@ -36,11 +36,19 @@ CONF
     for package in "$work"/apt/cache/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
 fi
 
+# What Python takes for its own program, and starts again for its worker processes: the host cannot run an aarch64 file.
 # -L: absolute paths are looked up under $root first, so that its /proc/cpuinfo stands for the host's.
+mkdir -p "$work/bin"
+cat > "$work/bin/python3" <<WRAPPER
+#!/bin/sh
+exec qemu-aarch64-static -cpu "\$EMULATED_CPU" -L "$root" -0 "$work/bin/python3" "$root/usr/bin/python3" "\$@"
+WRAPPER
+chmod +x "$work/bin/python3"
+
 emulated() {
     local cpu=$1 && shift
-    PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 \
-        qemu-aarch64-static -cpu "$cpu" -L "$root" "$root/usr/bin/python3" "$@"
+    EMULATED_CPU=$cpu PYTHONHOME=$root/usr PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
+        OPENBLAS_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1 "$work/bin/python3" "$@"
 }
 
 # ONNX Runtime's cpuinfo library crashes on import where /proc/cpuinfo is that of an x86 host, which qemu passes through.

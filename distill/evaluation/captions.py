@@ -1,4 +1,4 @@
-"""CIDEr and BLEU of captions against human ones, through pycocoevalcap.
+"""CIDEr, BLEU and ROUGE-L of captions against human ones, through pycocoevalcap.
 
 Texts are lower-cased and cut into runs of letters and digits (an apostrophe inside a word stays);
 punctuation is dropped. The papers use the Penn Treebank tokenizer, which needs Java. On plain
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+from pycocoevalcap.rouge.rouge import Rouge
 
 from pocketlens.distill.evaluation.metrics import Bootstrap, Figure
 
-__all__ = ["bleu_counts", "caption_figures", "cider_scores", "tokenize"]
+__all__ = ["bleu_counts", "caption_figures", "cider_scores", "rouge_scores", "tokenize"]
 
 _WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _ORDERS: Final = 4
@@ -69,6 +70,18 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
         scorer += (tokenize(caption), [tokenize(text) for text in texts])
     _, scores = scorer.compute_score()
     return np.asarray(scores, dtype=np.float64)
+
+
+def rouge_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Return the ROUGE-L of each caption, `(N,)` in [0, 1] (Lin 2004, section 3; beta 1.2 as COCO's server has it)."""
+    rouge = Rouge()
+    return np.array(
+        [
+            rouge.calc_score([tokenize(caption)], [tokenize(text) for text in texts])
+            for caption, texts in zip(captions, references, strict=True)
+        ],
+        dtype=np.float64,
+    )
 
 
 def bleu_counts(captions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 Letters: `N` pictures, `M` texts, `D` embedding. Each system preprocesses a picture file by its own spec.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,6 +17,7 @@ from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.data.sample import PictureFile, as_source
 from pocketlens.distill.pictures import batches
 from pocketlens.distill.teachers.teacher import CaptioningTeacher, EmbeddingTeacher
+from pocketlens.runtime.decoding import Decoding
 from pocketlens.runtime.results import Refusal
 
 if TYPE_CHECKING:
@@ -24,17 +26,27 @@ if TYPE_CHECKING:
     from pocketlens.distill.students.student import Student
     from pocketlens.runtime.lens import Lens
 
-__all__ = ["Judged", "JudgedCaption", "JudgedLens", "JudgedStudent", "JudgedTeachers"]
+__all__ = ["Examined", "Judged", "JudgedCaption", "JudgedLens", "JudgedStudent", "JudgedTeachers", "Scores"]
+
+Scores = dict[str, float]
+"""Natural log-probability of each text, its end token left out."""
 
 _PICTURES: Final = 32
 _TEXTS: Final = 256
 
 
 class JudgedCaption(msgspec.Struct, frozen=True):
-    """One caption and its greedy ids, the end token included; no ids where the system has none."""
+    """One caption.
+
+    Attributes:
+        text: the caption.
+        token_ids: its greedy ids, the end token included; none where the system has none.
+        confidence: in [0, 1]; `None` where the system has none.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
+    confidence: float | None = None
 
 
 class Judged(Protocol):
@@ -76,33 +88,83 @@ class Judged(Protocol):
         ...
 
 
+class Examined(Judged, Protocol):
+    """A system that can be examined in depth: see `pocketlens.distill.evaluation.examination`."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether pictures and texts may be embedded."""
+        ...
+
+    @property
+    def scores_texts(self) -> bool:
+        """Whether `text_logprobs` may be called."""
+        ...
+
+    def text_logprobs(self, paths: Sequence[PictureFile], texts: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return, for each picture, how probable each of its `texts` is as its caption.
+
+        A text that is longer than the captions of the system is NaN.
+
+        Raises:
+            PictureError: a picture was refused.
+        """
+        ...
+
+
 class JudgedTeachers:
     """The teachers of a student, as one system.
 
     Args:
-        embedder: embeds.
+        embedder: embeds; `None` to judge a captioner alone.
         captioner: captions; `None` where the student has no captioning teacher.
         name: the subject in reports.
     """
 
     def __init__(
-        self, embedder: EmbeddingTeacher, captioner: CaptioningTeacher | None = None, *, name: str = "teacher"
+        self, embedder: EmbeddingTeacher | None, captioner: CaptioningTeacher | None = None, *, name: str = "teacher"
     ) -> None:
         self.name = name
         self.captions_pictures = captioner is not None
+        self.embeds = embedder is not None
         self._embedder = embedder
         self._captioner = captioner
 
     def embed_images(self, paths: Sequence[PictureFile]) -> NDArray[np.float32]:
         """Return `(N, D)`; see `Judged`."""
-        spec = self._embedder.preprocess
-        parts = [self._embedder.embed_images(pixels) for pixels in _decoded(paths, spec)]
-        return _joined(parts, self._embedder.dim)
+        embedder = self._embeds()
+        parts = [embedder.embed_images(pixels) for pixels in _decoded(paths, embedder.preprocess)]
+        return _joined(parts, embedder.dim)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return `(M, D)`; see `Judged`."""
-        parts = [self._embedder.embed_texts(texts[part]) for part in batches(len(texts), _TEXTS)]
-        return _joined(parts, self._embedder.dim)
+        embedder = self._embeds()
+        parts = [embedder.embed_texts(texts[part]) for part in batches(len(texts), _TEXTS)]
+        return _joined(parts, embedder.dim)
+
+    def _embeds(self) -> EmbeddingTeacher:
+        if self._embedder is None:
+            raise ValueError("embeddings: there is no embedding teacher; ask `embeds` first")
+        return self._embedder
+
+    @property
+    def scores_texts(self) -> bool:
+        """Whether `text_logprobs` may be called: for captioners in Hugging Face's formats."""
+        from pocketlens.distill.teachers.hf_captioner import ChatCaptioner, HfCaptioner
+
+        return isinstance(self._captioner, ChatCaptioner | HfCaptioner)
+
+    def text_logprobs(self, paths: Sequence[PictureFile], texts: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return the scores of each picture's texts; see `Examined`."""
+        from pocketlens.distill.evaluation.forced import caption_logprobs
+        from pocketlens.distill.teachers.hf_captioner import ChatCaptioner, HfCaptioner
+
+        if not isinstance(self._captioner, ChatCaptioner | HfCaptioner):
+            raise ValueError("scores: this captioner cannot score a text; ask `scores_texts` first")
+        scores: list[Scores] = []
+        for pixels in _decoded(paths, self._captioner.preprocess):
+            scores += caption_logprobs(self._captioner, pixels, texts[len(scores) : len(scores) + len(pixels)])
+        return scores
 
     def captions(self, paths: Sequence[PictureFile]) -> list[JudgedCaption]:
         """Return one caption a picture, without ids: teachers have their own vocabularies."""
@@ -127,6 +189,8 @@ class JudgedStudent:
     """
 
     captions_pictures = True
+    embeds = True
+    scores_texts = True
 
     def __init__(self, student: "Student", tokenizer: Tokenizer, *, name: str = "student") -> None:
         from pocketlens.distill.students.student import preprocess_spec
@@ -165,6 +229,27 @@ class JudgedStudent:
             ]
         return [JudgedCaption(self._tokenizer.decode(ids), tuple(ids)) for ids in captions]
 
+    def text_logprobs(self, paths: Sequence[PictureFile], texts: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return the scores of each picture's texts; see `Examined`."""
+        scores: list[Scores] = []
+        with _inference(self._student):
+            for pixels in _decoded(paths, self._spec):
+                for visual in self._look(pixels)[1]:
+                    group = texts[len(scores)]
+                    scores.append({text: self._logprob(visual[None], text) for text in group})
+        return scores
+
+    def _logprob(self, visual: "Tensor", text: str) -> float:
+        """Return the log-probability of `text` after `visual (1, V, E)`."""
+        import torch
+
+        ids = self._tokenizer.encode(text)
+        if len(ids) > self._student.config.caption_tokens:
+            return math.nan
+        read = torch.tensor([[self._tokenizer.bos_id, *ids]], dtype=torch.int32)[:, : len(ids)]
+        every = torch.log_softmax(self._student.caption_decoder(visual, read)[0], dim=-1)  # (L, vocab)
+        return float(every[torch.arange(len(ids)), torch.tensor(ids)].sum())
+
     def _look(self, pixels: NDArray[np.uint8]) -> "tuple[Tensor, Tensor]":
         """Return embeddings `(B, D)` and visual tokens `(B, V, E)`."""
         import torch
@@ -186,6 +271,8 @@ class JudgedLens:
     def __init__(self, lens: "Lens", *, name: str, batch_size: int = 16) -> None:
         self.name = name
         self.captions_pictures = lens.captions_pictures
+        self.embeds = any(graph.role == "text_encoder" for graph in lens.bundle.manifest.graphs)
+        self.scores_texts = lens.captions_pictures
         self._lens = lens
         self._batch_size = batch_size
 
@@ -216,8 +303,33 @@ class JudgedLens:
         for caption in self._lens.captions(map(as_source, paths), batch_size=self._batch_size):
             if isinstance(caption, Refusal):
                 raise caption.error
-            captions.append(JudgedCaption(caption.text, caption.token_ids))
+            captions.append(JudgedCaption(caption.text, caption.token_ids, caption.confidence))
         return captions
+
+    def text_logprobs(self, paths: Sequence[PictureFile], texts: Sequence[Sequence[str]]) -> list[Scores]:
+        """Return the scores of each picture's texts: each text is the prompt of a caption; see `Examined`.
+
+        Raises:
+            BundleIncomplete: the bundle cannot caption.
+        """
+        manifest = self._lens.bundle.manifest
+        tokenizer = Tokenizer.from_file(self._lens.bundle.tokenizer_path, text_length=manifest.tokenizer.text_length)
+        longest = manifest.caption.max_tokens if manifest.caption else 0
+        scores: list[Scores] = [{} for _ in paths]
+        for text in dict.fromkeys(text for group in texts for text in group):
+            rows, count = [row for row, group in enumerate(texts) if text in group], len(tokenizer.encode(text))
+            if count + 1 > longest:  # one more token is always decoded
+                for row in rows:
+                    scores[row][text] = math.nan
+                continue
+            pictures = [as_source(paths[row]) for row in rows]
+            decoding = Decoding(prompt=text, max_tokens=count + 1)
+            captions = self._lens.captions(pictures, decoding=decoding, batch_size=self._batch_size)
+            for row, caption in zip(rows, captions, strict=True):
+                if isinstance(caption, Refusal):
+                    raise caption.error
+                scores[row][text] = math.fsum(caption.token_logprobs[: caption.prompt_tokens])
+        return scores
 
 
 def _decoded(paths: Sequence[PictureFile], spec: PreprocessSpec) -> Iterator[NDArray[np.uint8]]:

@@ -40,7 +40,7 @@ def write_device_kit(
         device_kit/
           README.md                  how to build it in, in C, Swift and Kotlin
           pocketlens_preprocess.h    the same for every bundle, like all headers but two
-          pocketlens_tokenizer.h     and pocketlens_unicode.h, its tables
+          pocketlens_tokenizer.h     and its parts: pocketlens_normalizer.h, pocketlens_unicode.h
           pocketlens_kit.c           the one file that compiles them
           pocketlens_config.h        this bundle's spec, lengths and ids
           tokenizer.bin              this bundle's tokenizer.json, flat

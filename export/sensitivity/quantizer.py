@@ -91,7 +91,7 @@ class StaticQuantizer:
                 settings.per_channel,
                 settings.weight_bits == 7,
                 QuantType.QInt8,
-                QuantType.QInt8 if settings.symmetric else QuantType.QUInt8,
+                QuantType[f"Q{'' if settings.symmetric else 'U'}Int{settings.activation_bits}"],
                 # A fresh one each time: the quantizer narrows the ranges in front of a ReLU in place.
                 TensorsData(CalibrationMethod.MinMax, dict(self._ranges)),
                 sorted(nodes),

@@ -14,7 +14,7 @@ Calibration = Literal["minmax", "percentile", "entropy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Static QDQ quantization to 8 bits. The defaults are those of the ONNX target's image encoder.
+    """Static QDQ quantization, weights in 8 bits. The defaults are those of the ONNX target's image encoder.
 
     Attributes:
         operators: ONNX operator types that are quantized.
@@ -22,6 +22,8 @@ class Settings:
         constant_products_only: leave products of two activations (attention) in float.
         per_channel: one scale for each output channel of a weight, or one for the whole weight.
         weight_bits: 8, or 7, which keeps the 16-bit sums of x86 kernels without VNNI from saturating.
+        activation_bits: 8, or 16: ONNX Runtime then computes in float on a CPU, between tensors of 16 bits, from
+            weights of 8.
         symmetric: activations as int8 around zero, or as uint8 with a zero point.
         calibration: `minmax` takes the extremes; `percentile` cuts them; `entropy` minimises the
             Kullback-Leibler divergence of the histogram.
@@ -37,6 +39,7 @@ class Settings:
     constant_products_only: bool = True
     per_channel: bool = True
     weight_bits: Literal[7, 8] = 7
+    activation_bits: Literal[8, 16] = 8
     symmetric: bool = False
     calibration: Calibration = "minmax"
     percentile: float = 99.99

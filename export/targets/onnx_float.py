@@ -50,12 +50,12 @@ def write_float(graph: Graph, path: Path) -> None:
                 found="nothing",
                 remedy="Check the installed torch and onnxscript against constraints.txt.",
             )
-        # Inner values are named after operators, and `embedding` is one of those.
-        taken, results = {*inputs, *outputs}, set(program.model.graph.outputs)
-        for node in program.model.graph:
-            for value in node.outputs:
-                if value.name in taken and value not in results:
-                    value.name = f"{value.name}_inner"
+        # Inner values and constants are named after operators, and `embedding` is one of those.
+        body = program.model.graph
+        taken, results = {*inputs, *outputs}, set(body.outputs)
+        for value in [*(value for node in body for value in node.outputs), *body.initializers.values()]:
+            if value.name in taken and value not in results:
+                value.name = f"{value.name}_inner"
         program.save(path, external_data=False)
     model = onnx.load(path)
     _strip_traces(model)

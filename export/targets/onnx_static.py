@@ -9,7 +9,7 @@ slower than float. Calibration is min-max: entropy gives the same ranges, percen
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -20,9 +20,12 @@ from pocketlens.core.errors import ExportError
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
+from pocketlens.export.sensitivity.layers import Layer
+from pocketlens.export.sensitivity.quantizer import StaticQuantizer
+from pocketlens.export.sensitivity.settings import Settings
 from pocketlens.export.targets.onnx_float import kept_in_float, replace_graph
 
-__all__ = ["OPERATORS", "CalibrationFeeds", "quantize_static_int8"]
+__all__ = ["OPERATORS", "CalibrationFeeds", "quantize_static_int8", "static_quantizer", "write_mixed_int8"]
 
 _CENTRED: Final = "pixels_centred"
 _LEVELS: Final = 255
@@ -61,10 +64,7 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
     # Attention's products of two activations stay in float: they gain no speed and lose accuracy.
     options: dict[str, object] = {"MatMulConstBOnly": True}
     if graph.role == "image_encoder":
-        zero_point = _fold_normalisation(source)
-        options["TensorQuantOverrides"] = {
-            _CENTRED: [{"scale": np.array(1, np.float32), "zero_point": np.array(zero_point, np.uint8)}]
-        }
+        options["TensorQuantOverrides"] = _pixels_as_they_are(_fold_normalisation(source))
     with quiet():
         quantize_static(
             source,
@@ -82,6 +82,50 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
         )
     if graph.role == "image_encoder":
         _feed_pixels_unconverted(path)
+
+
+def static_quantizer(role: Role, source: Path, feeds: Sequence[Feed]) -> StaticQuantizer:
+    """Return what makes the graphs of `quantize_static_int8` with any choice of layers in float.
+
+    Args:
+        role: of the graph.
+        source: an ONNX file; changed as `quantize_static_int8` changes it.
+        feeds: calibration inputs of batch 1.
+
+    Raises:
+        DataError: no feeds.
+        ExportError: an image encoder that does not begin with its normalisation, or nothing to quantize.
+    """
+    picture = role == "image_encoder"
+    overrides = _pixels_as_they_are(_fold_normalisation(source)) if picture else {}
+    kept = frozenset(kept_in_float(onnx.load(source).graph))
+    return StaticQuantizer(source, feeds, Settings(operators=OPERATORS[role], float_nodes=kept, overrides=overrides))
+
+
+def write_mixed_int8(role: Role, quantizer: StaticQuantizer, float_layers: Iterable[Layer], path: Path) -> None:
+    """Write the graph of `role` to `path`, in int8 but for `float_layers`.
+
+    Args:
+        role: of the graph.
+        quantizer: as `static_quantizer` returned it.
+        float_layers: some of its layers.
+        path: the file to write.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    kept = {name for layer in float_layers for name in layer.nodes}
+    reads_pixels = {node.name for node in quantizer.model.graph.node if _CENTRED in node.input}
+    made = ONNXModel(quantizer.quantized(float_layers))
+    made.topological_sort()  # the quantizer appends its nodes at the end
+    onnx.save(made.model, path)
+    # A first convolution in float reads the pixels as floats.
+    if role == "image_encoder" and not reads_pixels & kept:
+        _feed_pixels_unconverted(path)
+
+
+def _pixels_as_they_are(zero_point: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the scale of the centred pixels: each level is its own step."""
+    return {_CENTRED: [{"scale": np.array(1, np.float32), "zero_point": np.array(zero_point, np.uint8)}]}
 
 
 class CalibrationFeeds:

@@ -1,8 +1,8 @@
 """TensorRT for Jetson and other NVIDIA GPUs: an ONNX graph, and how its engine is built where it will run.
 
 An engine fits one GPU and one version of TensorRT, so none is shipped. Beside each graph lies
-`build_<role>.sh`, which builds one with `trtexec` (https://docs.nvidia.com/deeplearning/tensorrt, "trtexec"),
-and `<role>.providers.json`, the settings with which ONNX Runtime builds and caches the same engine itself
+`build_<role>.sh`, which builds one with `trtexec` (https://docs.nvidia.com/deeplearning/tensorrt, "trtexec").
+The `settings` of its record are those with which ONNX Runtime builds and caches the same engine itself
 (https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html).
 
 | precision | file | engine |
@@ -13,7 +13,6 @@ and `<role>.providers.json`, the settings with which ONNX Runtime builds and cac
 The batch is free between 1 and `max_batch`: one engine with one optimization profile serves all of it.
 """
 
-import json
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -77,7 +76,7 @@ class TensorrtTarget:
 
         Args:
             graph: what to write.
-            paths: files by precision; script and settings go beside them.
+            paths: files by precision; a script goes beside each.
             feeds: calibration inputs of batch 1; used for `int8`.
 
         Raises:
@@ -101,12 +100,8 @@ class TensorrtTarget:
                 else:
                     path.write_bytes(source.read_bytes())
         for precision, path in paths.items():
-            settings = self.provider_options(graph, RECIPES[precision])
             script = path.with_name(f"build_{path.stem}.sh")
             script.write_text(self.build_script(graph, RECIPES[precision], path.name), encoding="utf-8")
-            path.with_name(f"{path.stem}.providers.json").write_text(
-                json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-            )
 
     def build_script(self, graph: Graph, recipe: TensorrtRecipe, name: str) -> str:
         """Return the shell script that builds the engine of the file `name`, which lies beside it."""
@@ -130,14 +125,14 @@ class TensorrtTarget:
         ]
         return "\n".join(lines) + "\n"
 
-    def provider_options(self, graph: Graph, recipe: TensorrtRecipe) -> dict[str, str]:
+    def settings(self, graph: Graph, precision: str) -> dict[str, str]:
         """Return the options of ONNX Runtime's `TensorrtExecutionProvider` for this graph.
 
         `trt_engine_cache_path` is left to the app: it is a folder on its device.
         """
         return {
             "trt_fp16_enable": "1",
-            "trt_int8_enable": "1" if recipe.quantized else "0",
+            "trt_int8_enable": "1" if RECIPES[precision].quantized else "0",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_prefix": f"pocketlens_{graph.role}",
             "trt_timing_cache_enable": "1",
@@ -168,7 +163,7 @@ class TensorrtTarget:
         )
         return (
             "Written on a system without TensorRT, so no engine of it has been built or run yet: "
-            f"`build_{graph.role}.sh` builds it on the device, `{graph.role}.providers.json` lets ONNX Runtime do it.",
+            f"`build_{graph.role}.sh` builds it on the device, this record's settings let ONNX Runtime do it.",
             f"An engine takes batches of 1 to {self.max_batch}.",
             *renamed,
         )

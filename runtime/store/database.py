@@ -3,53 +3,32 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import apsw
 
 from pocketlens.core.errors import StorageFull, StoreError
+from pocketlens.runtime.store.schema import APPLICATION_ID, SCHEMA_VERSION, create_tables, migrate
 
-__all__ = ["connect", "database_errors", "from_column", "to_column", "transaction"]
+__all__ = ["connect", "database_errors", "from_column", "snapshot", "storable", "to_column", "transaction"]
 
-_APPLICATION_ID: Final = 0x506C656E
-"""Marks the file as a pocketlens store ("Plen"); SQLite keeps it in the header."""
-_SCHEMA_VERSION: Final = 1
 _BUSY_MS: Final = 5000
+_CACHE_KIB: Final = 64 * 1024
 _NEARLY_FULL_BYTES: Final = 64 * 1024
 
-_SCHEMA: Final = """
-CREATE TABLE model(version TEXT NOT NULL, dim INTEGER NOT NULL) STRICT;
-CREATE TABLE pictures(
-    id            INTEGER PRIMARY KEY,
-    path          ANY NOT NULL UNIQUE,  -- text; a blob where the name is not valid UTF-8
-    sha256        BLOB NOT NULL,
-    size_bytes    INTEGER NOT NULL,
-    mtime_ns      INTEGER NOT NULL,
-    model_version TEXT NOT NULL,
-    dim           INTEGER NOT NULL,
-    vector        BLOB NOT NULL,        -- little-endian float32, dim of them
-    caption       TEXT,
-    confidence    REAL,
-    indexed_at    INTEGER NOT NULL      -- seconds since 1970
-) STRICT;
-CREATE TABLE refused(
-    path    ANY NOT NULL UNIQUE,
-    kind    TEXT NOT NULL,
-    message TEXT NOT NULL
-) STRICT;
-"""
 
-
-def connect(path: Path, *, model_version: str, dim: int, create: bool) -> apsw.Connection:
+def connect(path: Path, *, model_version: str | None, dim: int | None, dtype: str, create: bool) -> apsw.Connection:
     """Return a connection to the store at `path`, made if it is not there and `create` is true.
 
+    A store of an older schema is brought to this one in one transaction.
+
     Raises:
-        StoreError: no such store, damaged, of another kind, or of another model.
+        StoreError: no such store, damaged, or of another kind.
         StorageFull: no space.
     """
-    if not create and not path.exists():
+    if (not create or model_version is None or dim is None) and not path.exists():
         raise StoreError(
             f"store {path}",
             expected="a store made by `pocketlens index`",
@@ -61,45 +40,52 @@ def connect(path: Path, *, model_version: str, dim: int, create: bool) -> apsw.C
     try:
         with database_errors(path):
             connection.set_busy_timeout(_BUSY_MS)
+            # In WAL mode NORMAL may forget the last commits when the power goes, and a batch that was reported as
+            # indexed must be there: one sync per batch. EXTRA differs from FULL only before the log exists: after
+            # a power cut, the rollback journal of the very first write could come back and undo everything.
+            connection.pragma("synchronous", "extra")
             connection.pragma("journal_mode", "wal")
-            # FULL, not NORMAL: in WAL mode NORMAL may forget the last commits when the power goes,
-            # and a batch that was reported as indexed must be there. It costs one sync per batch.
-            connection.pragma("synchronous", "full")
-            with transaction(connection):
-                _prepare(connection, path, model_version, dim)
+            # Deleted content is overwritten with zeros, and what would spill into a file stays in memory.
+            connection.pragma("secure_delete", 1)
+            connection.pragma("temp_store", "memory")
+            # Rows of an answer lie all over the file: with SQLite's 2 MB of pages nearly each of them is read anew.
+            connection.pragma("cache_size", -_CACHE_KIB)
+            if not _is_ready(connection):
+                with transaction(connection):
+                    _prepare(connection, path, model_version, dim, dtype)
     except BaseException:
-        connection.close()
+        with suppress(apsw.Error):  # what is being raised says more
+            connection.close()
         raise
     return connection
 
 
-def _prepare(connection: apsw.Connection, path: Path, model_version: str, dim: int) -> None:
-    """Make the tables in a new file, or check that an old one is a store of this model."""
-    application = connection.pragma("application_id")
+def _is_ready(connection: apsw.Connection) -> bool:
+    """Tell whether the file is a store of this schema, so that opening it takes no write lock."""
+    found = (connection.pragma("application_id"), connection.pragma("user_version"))
+    return found == (APPLICATION_ID, SCHEMA_VERSION)
+
+
+def _prepare(connection: apsw.Connection, path: Path, model_version: str | None, dim: int | None, dtype: str) -> None:
+    """Make the tables in a new file, or bring those of an older schema to this one."""
+    if _is_ready(connection):
+        return  # another process was first
+    application, version = connection.pragma("application_id"), connection.pragma("user_version")
     if application == 0 and connection.pragma("schema_version") == 0:
-        connection.execute(_SCHEMA)
-        connection.execute("INSERT INTO model VALUES(?, ?)", (model_version, dim))
-        connection.pragma("application_id", _APPLICATION_ID)
-        connection.pragma("user_version", _SCHEMA_VERSION)
-        return
-    version = connection.pragma("user_version")
-    if application != _APPLICATION_ID or version != _SCHEMA_VERSION:
-        newer = application == _APPLICATION_ID
+        if model_version is None or dim is None:
+            raise StoreError(
+                f"store {path}", expected="a store", found="an empty database", remedy="Run `pocketlens index` first."
+            )
+        create_tables(connection, model_version=model_version, dim=dim, dtype=dtype)
+    elif application == APPLICATION_ID and version == 1:
+        migrate(connection)
+    else:
+        newer = application == APPLICATION_ID
         raise StoreError(
             f"store {path}",
-            expected=f"a pocketlens store of schema {_SCHEMA_VERSION}",
+            expected=f"a pocketlens store of schema {SCHEMA_VERSION} or older",
             found=f"schema {version}" if newer else "a database of another program",
             remedy="Upgrade pocketlens, or index into a new file." if newer else "Name another file.",
-        )
-    found = connection.execute("SELECT version, dim FROM model").fetchall()
-    if found != [(model_version, dim)]:
-        words = ", ".join(f"{name} with {size} dimensions" for name, size in found) or "none"
-        raise StoreError(
-            f"store {path}",
-            expected=f"vectors of model version {model_version} with {dim} dimensions",
-            found=words,
-            remedy="Vectors of two models cannot be compared: load the bundle that this store was made "
-            "with, or index into a new file.",
         )
 
 
@@ -115,6 +101,20 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def snapshot(connection: apsw.Connection) -> Iterator[None]:
+    """Run the block in one read transaction: whoever writes meanwhile, it sees one state of the store."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:
+            connection.execute("COMMIT")
 
 
 @contextmanager
@@ -173,3 +173,8 @@ def to_column(path: str) -> str | bytes:
 def from_column(value: object) -> str:
     """Return the path that `to_column` stored."""
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)
+
+
+def storable(text: str) -> str:
+    """Return `text` without the surrogates that an odd file name leaves in a message."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

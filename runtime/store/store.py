@@ -1,74 +1,116 @@
-"""The store's operations: remember, forget, search.
+"""The store's operations: remember, forget, search, and stay sound.
 
-Letters: `M` stored pictures, `D` the length of a vector.
+Letters: `M` rows of a store, `D` the length of a vector, `k` answers.
 """
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import apsw
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.core.errors import StoreError
-from pocketlens.runtime.store.database import (
-    connect,
-    database_errors,
-    from_column,
-    to_column,
-    transaction,
+from pocketlens.runtime.store.building import memory_bytes
+from pocketlens.runtime.store.copies import copied_rows, duplicate_groups
+from pocketlens.runtime.store.database import connect, database_errors, from_column, snapshot, to_column, transaction
+from pocketlens.runtime.store.entries import count_entries, hits_of, vectors_of
+from pocketlens.runtime.store.erasure import erase_scope, finish_erasures, rewrite
+from pocketlens.runtime.store.filters import below
+from pocketlens.runtime.store.indexes import Indexes
+from pocketlens.runtime.store.models import Model, bound_model
+from pocketlens.runtime.store.nearest import drop_index
+from pocketlens.runtime.store.query import Query
+from pocketlens.runtime.store.rows import Dtype, Filter, Hit, Known, Receipt, Refused, Row, Written
+from pocketlens.runtime.store.upgrade import Upgrade
+from pocketlens.runtime.store.upkeep import Damage, StoreStats, find_damage, remove_damage, store_stats
+from pocketlens.runtime.store.writing import (
+    checked_vectors,
+    label_files,
+    put_refused,
+    put_rows,
+    remove_paths,
+    touch_files,
 )
-from pocketlens.runtime.store.rows import Hit, Known, Refused, Row
 
-__all__ = ["Store"]
+__all__ = ["EXACT_ROWS", "Store"]
 
-_BLOCK_ROWS: Final = 4096
-_FLOAT: Final = np.dtype("<f4")
-
-_UPSERT: Final = """
-INSERT INTO pictures(path, sha256, size_bytes, mtime_ns, model_version, dim, vector, caption,
-                     confidence, indexed_at)
-VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT(path) DO UPDATE SET
-    sha256 = excluded.sha256, size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns,
-    model_version = excluded.model_version, dim = excluded.dim, vector = excluded.vector,
-    caption = excluded.caption, confidence = excluded.confidence, indexed_at = excluded.indexed_at
-"""
+EXACT_ROWS: Final = 20_000
+"""Up to so many rows every vector is compared; above, an index is built. Measured: docs/store.md."""
+_UNLIKE_WEIGHT: Final = 0.5
+"""How much of the unwanted direction is taken off a query."""
 
 
 class Store:
-    """Indexed pictures of one model version in one SQLite file. Made by `Store.open`; close it.
+    """Indexed files in one SQLite file, seen through one model version. Made by `Store.open`; close it.
 
-    When `write` returns, its rows survive a kill of the process and a loss of power.
+    When `write` returns, its rows survive a kill of the process and a loss of power. A store may be used by
+    several threads, one at a time; open it several times, in one process or many, for work at the same time.
+
+    Attributes:
+        path: the SQLite file. Indexes lie beside it in the folder PATH.index and can be deleted at any time.
+        model_version: whose vectors it reads and writes; never those of another.
+        dim: D of it.
     """
 
-    def __init__(self, connection: apsw.Connection, path: Path, *, model_version: str, dim: int) -> None:
+    def __init__(
+        self, connection: apsw.Connection, path: Path, model: Model, *, memory: int, exact_rows: int, threads: int
+    ) -> None:
         self._connection = connection
+        self._model = model
+        self._lock = threading.RLock()
+        self._indexes = Indexes(connection, path, model, memory=memory, exact_rows=exact_rows, threads=threads)
         self.path = path
-        self.model_version = model_version
-        self.dim = dim
+        self.model_version = model.version
+        self.dim = model.dim
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, model_version: str, dim: int, create: bool = True) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model_version: str | None = None,
+        dim: int | None = None,
+        create: bool = True,
+        dtype: Dtype = "fp32",
+        shadow: bool = False,
+        memory: int | None = None,
+        exact_rows: int = EXACT_ROWS,
+        threads: int = 0,
+    ) -> Self:
         """Return the store at `path`.
 
         Args:
             path: the SQLite file.
-            model_version: of the bundle; a store of another version is refused.
+            model_version: of the bundle; a store of another version is refused. By default the one that answers.
             dim: D of the bundle.
-            create: make the file if there is none.
+            create: make the file if there is none; needs `model_version` and `dim`.
+            dtype: how a new store keeps its vectors; a store that exists keeps its own.
+            shadow: see the version that an upgrade is filling, instead of the one that answers.
+            memory: bytes that vectors and index may take; by default half of the machine's memory.
+            exact_rows: up to so many rows every vector is compared.
+            threads: of building an index; 0 for one a core.
 
         Raises:
             StoreError: it cannot be opened, is damaged, or belongs to another model version.
             StorageFull: no space.
         """
         file = Path(path)
-        connection = connect(file, model_version=model_version, dim=dim, create=create)
-        return cls(connection, file, model_version=model_version, dim=dim)
+        connection = connect(file, model_version=model_version, dim=dim, dtype=dtype, create=create)
+        try:
+            with database_errors(file):
+                state = "shadow" if shadow else "active"
+                model = bound_model(connection, file, model_version=model_version, dim=dim, state=state)
+                limit = memory_bytes() if memory is None else memory
+                return cls(connection, file, model, memory=limit, exact_rows=exact_rows, threads=threads)
+        except BaseException:
+            with suppress(apsw.Error):  # what is being raised says more
+                connection.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +120,22 @@ class Store:
 
     def close(self) -> None:
         """Close the file. Closing twice does nothing."""
-        self._connection.close()
+        with self._lock:
+            self._indexes.forget()
+            # A disk that fails now keeps the log from being folded into the file. What was acknowledged is in the
+            # log, and the next one who opens the store reads it from there.
+            with suppress(apsw.Error):
+                self._connection.close()
 
     def __len__(self) -> int:
-        """Return M."""
-        with database_errors(self.path):
-            return int(self._connection.execute("SELECT count(*) FROM pictures").get)
+        """Return M: the rows of this store's model version, of all tenants."""
+        with self._reading():
+            return count_entries(self._connection, self._model)
+
+    @property
+    def upgrade(self) -> Upgrade:
+        """The way to another model version."""
+        return Upgrade(self._connection, self.path, self._writing_any, self._reading)
 
     def write(
         self,
@@ -92,146 +144,298 @@ class Store:
         touched: Sequence[Known] = (),
         refused: Sequence[Refused] = (),
         removed: Sequence[str] = (),
-    ) -> None:
-        """Change the store in one transaction: everything or nothing.
+        tenant: str = "",
+        replace: bool = False,
+    ) -> Written:
+        """Change the store in one transaction, everything or nothing, and return what the rows did.
+
+        Writing the same again changes nothing: a file whose version and checksum are as before keeps its rows.
 
         Args:
-            rows: new or changed pictures.
-            touched: pictures whose bytes are as before and whose size or time is not.
+            rows: of new or changed files. Several rows of one file follow one another and are all that it has.
+            touched: files whose bytes are as before and whose size or time is not.
             refused: files that cannot be indexed; a row that such a path had goes.
             removed: paths that are gone.
+            tenant: whose `touched`, `refused` and `removed` are; a row says it itself.
+            replace: write rows of unchanged files as well, as for better captions.
 
         Raises:
-            StoreError: a vector of the wrong shape, or the file cannot be written.
+            StoreError: a vector of the wrong shape, the file cannot be written, or the store has switched
+                to another model version.
             StorageFull: no space; the store is as it was.
         """
-        values = [self._values(row) for row in rows]
-        with database_errors(self.path), transaction(self._connection):
-            many = self._connection.executemany
-            gone = [(to_column(path),) for path in (*removed, *(r.path for r in refused))]
-            many("DELETE FROM pictures WHERE path = ?", gone)
-            fine = [(to_column(path),) for path in (*(r.path for r in rows), *(k.path for k in touched))]
-            many("DELETE FROM refused WHERE path = ?", [*fine, *gone])
-            many(_UPSERT, values)
-            many(
-                "UPDATE pictures SET size_bytes = ?, mtime_ns = ? WHERE path = ?",
-                [(k.size_bytes, k.mtime_ns, to_column(k.path)) for k in touched],
-            )
-            many(
-                "INSERT INTO refused VALUES(?, ?, ?)",
-                [(to_column(r.path), r.kind, _storable(r.message)) for r in refused],
-            )
+        with self._writing() as state:
+            remove_paths(self._connection, removed, tenant)
+            put_refused(self._connection, refused, tenant)
+            touch_files(self._connection, touched, tenant)
+            return put_rows(self._connection, self._model, rows, replace=replace, filling=state == "shadow")
 
-    def known(self, folder: str | os.PathLike[str]) -> dict[str, Known]:
-        """Return what is remembered of the files below `folder` (an absolute path), by path."""
-        prefix = os.path.join(os.fspath(folder), "")
-        sql = "SELECT path, sha256, size_bytes, mtime_ns FROM pictures"
-        with database_errors(self.path):
-            rows = self._connection.execute(sql)
-            known = (
-                Known(path=from_column(path), sha256=sha, size_bytes=size, mtime_ns=mtime)
-                for path, sha, size, mtime in rows
-            )
-            return {item.path: item for item in known if item.path.startswith(prefix)}
+    def label(
+        self, paths: Sequence[str], *, tenant: str = "", album: str | None = None, visibility: str | None = None
+    ) -> int:
+        """Change album or visibility of files, what is given of them, and return how many files there were."""
+        given = {"album": album, "visibility": visibility}
+        with self._writing():
+            changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+            return label_files(self._connection, paths, tenant, changes)
 
-    def refused(self) -> list[Refused]:
+    def known(self, folder: str | os.PathLike[str], *, tenant: str = "", itself: bool = False) -> dict[str, Known]:
+        """Return what is remembered of the files below `folder` (an absolute path), by path.
+
+        `itself`: of a file with exactly this path as well.
+        """
+        condition, bounds = below(folder)
+        if itself:
+            condition, bounds = f"({condition} OR f.file_id = ?)", [*bounds, to_column(os.fspath(folder))]
+        sql = (
+            f"SELECT f.file_id, f.sha256, f.size_bytes, f.mtime_ns FROM files f WHERE f.tenant = ? AND {condition} "
+            "AND EXISTS (SELECT 1 FROM entries e WHERE e.file = f.id AND e.model = ?)"
+        )
+        with self._reading():
+            rows = self._connection.execute(sql, (tenant, *bounds, self._model.id))
+            known = (Known(path=from_column(row[0]), sha256=row[1], size_bytes=row[2], mtime_ns=row[3]) for row in rows)
+            return {item.path: item for item in known}
+
+    def copies(self, sha256s: Collection[bytes], *, tenant: str = "") -> dict[bytes, list[Row]]:
+        """Return the rows of files with these checksums, by checksum: what a copy or a moved file would get too."""
+        with self._reading():
+            return copied_rows(self._connection, self._model, sha256s, tenant)
+
+    def refused(self, *, tenant: str = "") -> list[Refused]:
         """Return the files that were refused when they were last looked at, sorted by path."""
-        with database_errors(self.path):
-            rows = self._connection.execute("SELECT path, kind, message FROM refused").fetchall()
-        found = [Refused(path=from_column(path), kind=str(kind), message=str(text)) for path, kind, text in rows]
+        with self._reading():
+            rows = self._connection.execute("SELECT path, kind, message FROM refused WHERE tenant = ?", (tenant,))
+            found = [Refused(path=from_column(path), kind=str(kind), message=str(text)) for path, kind, text in rows]
         return sorted(found, key=lambda item: item.path)
 
-    def search(self, vector: NDArray[np.float32], *, k: int = 10) -> list[Hit]:
-        """Return the `k` pictures nearest to `vector (D,)` of unit norm, best first.
+    def search(
+        self,
+        vector: NDArray[np.float32] | None = None,
+        *,
+        k: int = 10,
+        filter: Filter | None = None,
+        words: str = "",
+        unlike: NDArray[np.float32] | None = None,
+        unlike_words: str = "",
+        skip: Collection[int] = (),
+    ) -> list[Hit]:
+        """Return the `k` rows nearest to `vector (D,)` of unit norm, best first.
 
-        Exact: every stored vector is compared, in blocks, so memory does not grow with M. Among
-        equal scores the one that was indexed first comes first.
+        Scores are exact, whatever found the rows. Among equal ones the row that was indexed first comes first.
+
+        Args:
+            vector: of a text or a picture; `None` to go by `words` alone.
+            k: how many answers.
+            filter: which rows are looked at; by default the visible ones of the tenant "".
+            words: also rank captions by these words (BM25) and fuse both rankings (reciprocal rank fusion).
+            unlike: a vector `(D,)` to keep away from: half of it is taken off the query, which is then
+                brought back to unit norm. Scores are cosines with that.
+            unlike_words: leave out rows whose caption has one of these words.
+            skip: ids of rows that are no answer.
 
         Raises:
-            StoreError: `vector` has the wrong shape, or the file is damaged.
+            StoreError: a vector has the wrong shape, the file is damaged, or this model version is gone.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, found {k}")
-        query = self._checked(vector, "the query")
-        hits: list[Hit] = []
+        query = Query(
+            vector=self._direction(vector, unlike),
+            filter=filter or Filter(),
+            k=k,
+            words=words,
+            unlike_words=unlike_words,
+            skip=frozenset(skip),
+        )
         # One snapshot: what is found is still there when it is read, whoever writes meanwhile.
-        with database_errors(self.path), self._connection:
-            best = np.empty(0, dtype=np.float32)
-            best_ids = np.empty(0, dtype=np.int64)
-            for ids, vectors in self._blocks():
-                best = np.concatenate([best, vectors @ query])
-                best_ids = np.concatenate([best_ids, ids])
-                order = np.argsort(-best, kind="stable")[:k]
-                best, best_ids = best[order], best_ids[order]
-            pairs = zip(best_ids.tolist(), best.tolist(), strict=True)
-            hits.extend(self._hit(index, score) for index, score in pairs)
-        return hits
+        with self._reading():
+            self._indexes.keep_up(self._serving)
+            return self._indexes.answer(query)
 
-    def check(self) -> None:
-        """Read the whole file and check that it is undamaged.
+    def more_like(self, row: int, *, k: int = 10, filter: Filter | None = None) -> list[Hit]:
+        """Return the `k` rows nearest to the row with this id (`Hit.id`), itself left out.
 
         Raises:
-            StoreError: it is damaged; the message is SQLite's first finding.
+            StoreError: there is no such row.
         """
-        with database_errors(self.path):
-            finding = self._connection.execute("PRAGMA integrity_check(1)").get
-        if finding != "ok":
-            raise self._damaged(str(finding))
+        return self.search(self.vector(row), k=k, filter=filter, skip=[row])
 
-    def _blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Yield ids `(N,)` and vectors `(N, D)`, at most `_BLOCK_ROWS` at a time, in the order of ids."""
-        sql = "SELECT id, vector FROM pictures WHERE model_version = ? ORDER BY id"
-        cursor = self._connection.execute(sql, (self.model_version,))
-        while block := list(islice(cursor, _BLOCK_ROWS)):
-            yield self._stacked(block)
+    def vector(self, row: int) -> NDArray[np.float32]:
+        """Return the vector `(D,)` of the row with this id.
 
-    def _stacked(self, block: list[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        ids, blobs = zip(*block, strict=True)
-        if set(map(len, blobs)) != {self.dim * _FLOAT.itemsize}:
-            raise self._damaged("a vector of the wrong length")
-        vectors = np.frombuffer(b"".join(blobs), dtype=_FLOAT).reshape(len(block), self.dim)
-        return np.array(ids, dtype=np.int64), vectors
-
-    def _hit(self, index: int, score: float) -> Hit:
-        sql = "SELECT path, caption, confidence FROM pictures WHERE id = ?"
-        path, caption, confidence = self._connection.execute(sql, (index,)).get
-        return Hit(path=from_column(path), score=score, caption=caption, confidence=confidence)
-
-    def _values(self, row: Row) -> tuple[Any, ...]:
-        vector = self._checked(row.vector, f"the vector of {row.path}")
-        return (
-            to_column(row.path),
-            row.sha256,
-            row.size_bytes,
-            row.mtime_ns,
-            self.model_version,
-            self.dim,
-            vector.astype(_FLOAT).tobytes(),
-            row.caption,
-            row.confidence,
-            int(time.time()),
-        )
-
-    def _checked(self, vector: NDArray[Any], what: str) -> NDArray[np.float32]:
-        array = np.asarray(vector, dtype=np.float32)
-        if array.shape != (self.dim,) or not np.isfinite(array).all():
+        Raises:
+            StoreError: there is no such row, or it is damaged.
+        """
+        with self._reading():
+            table = next(vectors_of(self._connection, self._model, [row])).table
+        if not len(table):
             raise StoreError(
-                what,
-                expected=f"finite numbers of shape ({self.dim},)",
-                found=f"shape {array.shape}, finite: {bool(np.isfinite(array).all())}",
-                remedy="Use the vectors of the lens that this store was opened for.",
+                f"row {row} of store {self.path}",
+                expected="a row of this store",
+                found="none, or a damaged one",
+                remedy="Take an id from an answer of this store.",
             )
-        return array
+        return np.array(table[0])
 
-    def _damaged(self, found: str) -> StoreError:
-        return StoreError(
-            f"store {self.path}",
-            expected="an undamaged store",
-            found=found,
-            remedy="Move the file away and run `pocketlens index` again; the pictures are untouched.",
-        )
+    def hit(self, row: int) -> Hit | None:
+        """Return the row with this id, with score 0; `None` when it is gone or damaged."""
+        with self._reading():
+            hits, _ = hits_of(self._connection, self._model, [row], None)
+        return hits[0] if hits else None
 
+    def duplicates(self, *, least: float = 0.97, tenant: str = "") -> list[list[Hit]]:
+        """Return groups of near-duplicates: rows linked by a cosine of `least` or more; the largest groups first."""
+        with self._reading():
+            return duplicate_groups(self._connection, self._model, least=least, tenant=tenant)
 
-def _storable(text: str) -> str:
-    """Return `text` without the surrogates that an odd file name leaves in a message."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Build, extend or renew the index where this store's size asks for one; else do nothing.
+
+        Searches work without it, by comparing every vector. `progress` is called with rows done and rows.
+
+        Raises:
+            StoreError: the index cannot be written.
+            StorageFull: no space.
+        """
+        with self._reading():
+            self._indexes.prepare(self._serving, progress)
+
+    def erase(
+        self,
+        *,
+        file: str | None = None,
+        album: str | None = None,
+        tenant: str | None = None,
+        rebuild: bool = True,
+    ) -> Receipt:
+        """Erase a file, an album or all of a tenant, of every model version, and return the receipt.
+
+        Afterwards no byte of their vectors and captions is in any file of the store, which is checked.
+
+        Args:
+            file: a path.
+            album: an album's name.
+            tenant: whose file or album; alone: everything of this tenant.
+            rebuild: build the index again where there was one; else the next `prepare` does.
+
+        Raises:
+            StoreError: something is still to be found, because another process holds on to an old state.
+        """
+        if (file is not None) + (album is not None) > 1 or (file is None and album is None and tenant is None):
+            raise ValueError("erase: expected a file, an album, or a tenant")
+        with self._lock, database_errors(self.path):
+            finish_erasures(self._connection, self.path)
+            self._indexes.forget()
+            receipt = erase_scope(self._connection, self.path, file=file, album=album, tenant=tenant or "")
+        if rebuild:
+            self.prepare()
+        return receipt
+
+    def damages(self) -> list[Damage]:
+        """Read the whole store and return what is not as it was written; empty when all is well."""
+        with self._lock, database_errors(self.path):
+            return list(find_damage(self._connection))
+
+    def check(self) -> None:
+        """Read the whole store and check that it is undamaged.
+
+        Raises:
+            StoreError: it is damaged; the message is the first finding.
+        """
+        for damage in self.damages():
+            where = f" ({damage.path})" if damage.path else ""
+            raise StoreError(
+                f"store {self.path}",
+                expected="an undamaged store",
+                found=f"{damage.kind} {damage.id}{where}: {damage.found}",
+                remedy="Run `pocketlens store repair`, or move the file away and run `pocketlens index` again; "
+                "the pictures are untouched.",
+            )
+
+    def repair(self) -> int:
+        """Remove damaged rows, make the index of captions anew, drop the other indexes; return what was wrong.
+
+        The files of removed rows count as new: `index` makes their rows again.
+
+        Raises:
+            StoreError: SQLite's own structure is damaged; that cannot be mended row by row.
+        """
+        with self._lock, database_errors(self.path):
+            for damage in find_damage(self._connection):
+                if damage.kind == "database":
+                    self.check()
+            with transaction(self._connection):
+                count = remove_damage(self._connection)
+            drop_index(self.path)
+            self._indexes.forget()
+        return count
+
+    def compact(self) -> None:
+        """Write the file anew without free pages, empty its log, and finish erasures that were interrupted.
+
+        Raises:
+            StoreError: another process reads an old state.
+            StorageFull: no space for the copy; the store is as it was.
+        """
+        with self._lock, database_errors(self.path):
+            if not finish_erasures(self._connection, self.path):
+                rewrite(self._connection, self.path)
+            self._indexes.changed()
+
+    def stats(self) -> StoreStats:
+        """Return what is in the store."""
+        with self._reading():
+            self._indexes.keep_up(self._serving)
+            held = self._indexes.held
+            kind = held.index.kind if held.index is not None else "scan"
+            return store_stats(self._connection, self.path, kind=kind, index_rows=len(held.index or ()))
+
+    @property
+    def damaged(self) -> frozenset[int]:
+        """Ids of rows that searches have left out because their checksum is wrong; see `repair`."""
+        return frozenset(self._indexes.held.damaged)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, database_errors(self.path), snapshot(self._connection):
+            yield
+
+    @contextmanager
+    def _writing_any(self) -> Iterator[None]:
+        with self._lock, database_errors(self.path), transaction(self._connection):
+            yield
+            self._indexes.changed()
+
+    @contextmanager
+    def _writing(self) -> Iterator[str]:
+        with self._writing_any():
+            yield self._still_mine(("active", "shadow"))
+
+    def _still_mine(self, states: Sequence[str]) -> str:
+        """Return the state of this store's model version, which must be one of `states`."""
+        state = self._one("SELECT state FROM models WHERE id = ?", self._model.id)
+        if state not in states:
+            raise StoreError(
+                f"store {self.path}",
+                expected=f"model version {self.model_version}, which this store was opened for",
+                found="a switch to another one" if state else "that its rows were removed",
+                remedy="Open the store again, with the bundle that it has now.",
+            )
+        return str(state)
+
+    def _serving(self) -> None:
+        self._still_mine(("active", "shadow", "previous"))
+
+    def _direction(
+        self, vector: NDArray[np.float32] | None, unlike: NDArray[np.float32] | None
+    ) -> NDArray[np.float32] | None:
+        if vector is None:
+            return None
+        query: NDArray[np.float32] = checked_vectors([vector], self.dim, ["the query"])[0]
+        if unlike is None:
+            return query
+        away = query - _UNLIKE_WEIGHT * checked_vectors([unlike], self.dim, ["the unlike query"])[0]
+        norm = float(np.linalg.norm(away))
+        return np.asarray(away / norm if norm > 0 else away, dtype=np.float32)
+
+    def _one(self, sql: str, *values: int) -> object:
+        return self._connection.execute(sql, values).get

@@ -1,14 +1,18 @@
 """Pictures and texts that the device kit is compared on, with what pocketlens makes of them."""
 
 import functools
+import json
 import random
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from pocketlens.core.bundle import TokenizerSpec
 from pocketlens.core.preprocess import PreprocessSpec, preprocess
@@ -21,6 +25,8 @@ from tests.device_kit.toolchain import FILTERS, FITS, Case
 __all__ = [
     "TEXT_LENGTH",
     "expected_pixels",
+    "flat_file",
+    "foreign_tokenizer",
     "large_pictures",
     "one_pixel_pictures",
     "pictures",
@@ -30,6 +36,15 @@ __all__ = [
 ]
 
 TEXT_LENGTH: Final = 24
+
+_TEXTS: Final = (
+    "a cat on a sofa and the dog's ball; they'll say we've 12 of them",
+    "ein M\u00e4dchen \u00fcber dem Gro\u00dfen Haus, \u00e9t\u00e9 caf\u00e9 na\u00efve",
+    "\u0394\u03b5\u03bd \u03ae\u03be\u03b5\u03c1\u03b1 \u03c3\u03c4\u03b9\u03c2 \u03bc\u03af\u03b1",
+    "\ud55c\uad6d\uc5b4 \uac15\uc544\uc9c0 \uace0\uc591\uc774 \ud55c\uad6d",
+    "\u65e5\u672c\u8a9e \u732b \u72ac \U0001f408 \U0001f408 \U0001f469\U0001f3fd",
+    "aaaa aaaaaaaa abababab  \t\n  ...!!! ??? 1234 2024",
+)
 
 
 def expected_pixels(case: Case) -> NDArray[np.uint8]:
@@ -119,15 +134,7 @@ def large_pictures() -> list[Case]:
 @functools.cache
 def trained_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
     """Return a tokenizer whose merges reach beyond ASCII, and its file."""
-    texts = [
-        "a cat on a sofa and the dog's ball; they'll say we've 12 of them",
-        "ein M\u00e4dchen \u00fcber dem Gro\u00dfen Haus, \u00e9t\u00e9 caf\u00e9 na\u00efve",
-        "\u0394\u03b5\u03bd \u03ae\u03be\u03b5\u03c1\u03b1 \u03c3\u03c4\u03b9\u03c2 \u03bc\u03af\u03b1",
-        "\ud55c\uad6d\uc5b4 \uac15\uc544\uc9c0 \uace0\uc591\uc774 \ud55c\uad6d",
-        "\u65e5\u672c\u8a9e \u732b \u72ac \U0001f408 \U0001f408 \U0001f469\U0001f3fd",
-        "aaaa aaaaaaaa abababab  \t\n  ...!!! ??? 1234 2024",
-    ]
-    backend = train_bpe(texts * 20, vocab_size=600)
+    backend = train_bpe([*_TEXTS] * 20, vocab_size=600)
     path = folder / "tokenizer.json"
     backend.save(str(path))
     return Tokenizer.from_file(path, text_length=TEXT_LENGTH), path
@@ -136,6 +143,11 @@ def trained_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
 def tokenizer_files(folder: Path) -> tuple[Tokenizer, Path]:
     """Return the trained tokenizer, and its `tokenizer.bin` in `folder`."""
     tokenizer, path = trained_tokenizer(folder)
+    return tokenizer, flat_file(tokenizer, path)
+
+
+def flat_file(tokenizer: Tokenizer, path: Path) -> Path:
+    """Write the `tokenizer.bin` of the `tokenizer.json` at `path` beside it, and return its path."""
     spec = TokenizerSpec(
         vocab_size=tokenizer.vocab_size,
         text_length=TEXT_LENGTH,
@@ -143,13 +155,80 @@ def tokenizer_files(folder: Path) -> tuple[Tokenizer, Path]:
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
     )
-    flat = folder / "tokenizer.bin"
+    flat = path.with_suffix(".bin")
     flat.write_bytes(tokenizer_bin(path, spec))
-    return tokenizer, flat
+    return flat
 
 
-def strings(count: int) -> list[str]:
-    """Return `count` strings that mix scripts, marks, white space, contractions, special tokens and noise."""
+def foreign_tokenizer(kind: str, folder: Path) -> tuple[Tokenizer, Path]:
+    """Return a tokenizer as a directly exported bundle has it, and its `tokenizer.json` in `folder`.
+
+    Args:
+        kind: `clip` is open_clip's, with CLIP's own 49,408 ids; `canonicalize` the same with another cleaning;
+            `transformers` a small one as transformers writes CLIP's; `bert` and `cased` small ones of WordPiece.
+        folder: gets the file.
+    """
+    # Imported here: the pictures' tests need neither.
+    from pocketlens.export.sources.vocabulary import Layout, bundle_tokenizer
+
+    if kind in ("clip", "canonicalize"):
+        import open_clip
+
+        from pocketlens.export.sources.clip_bpe import clip_bpe
+
+        source, layout = clip_bpe(open_clip.SimpleTokenizer())
+        clean = "lower" if kind == "clip" else "canonicalize"
+        text, tokenizer = bundle_tokenizer(source, layout, text_length=TEXT_LENGTH, clean=clean)  # type: ignore[arg-type]
+    elif kind == "transformers":
+        source = _clip_of_transformers()
+        end = json.loads(source)["model"]["vocab"]["<|endoftext|>"]
+        layout = Layout(pad_id=end, bos_id=end - 1, eos_id=end)
+        text, tokenizer = bundle_tokenizer(source, layout, text_length=TEXT_LENGTH)
+    else:
+        source = _bert(is_cased=kind == "cased")
+        text, tokenizer = bundle_tokenizer(source, Layout(pad_id=0, bos_id=2, eos_id=3), text_length=TEXT_LENGTH)
+    path = folder / f"{kind}.json"
+    path.write_text(text, encoding="utf-8")
+    return tokenizer, path
+
+
+def _clip_of_transformers() -> str:
+    """Return CLIP's tokenizer as transformers writes it, with every byte twice and a few hundred merges."""
+    from transformers import CLIPTokenizer
+
+    backend = Backend(models.BPE(end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    backend.train_from_iterator(_TEXTS, trainer)
+    merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
+    names = [*letters, *(f"{letter}</w>" for letter in letters)]
+    names += [name for name in ("".join(merge) for merge in merges) if name not in names]
+    vocab = {name: index for index, name in enumerate([*names, "<|startoftext|>", "<|endoftext|>"])}
+    source: str = CLIPTokenizer(vocab=vocab, merges=merges).backend_tokenizer.to_str()
+    return source
+
+
+def _bert(*, is_cased: bool) -> str:
+    """Return a WordPiece tokenizer as BERT's: uncased ones lose accents too."""
+    backend = Backend(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=20))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=not is_cased)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=700, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
+    )
+    backend.train_from_iterator(_TEXTS, trainer)
+    source: str = backend.to_str()
+    return source
+
+
+def strings(count: int, extra: Sequence[str] = ()) -> list[str]:
+    """Return `count` strings that mix scripts, marks, white space, contractions, special tokens, `extra` and noise."""
     draw = random.Random(6)
     marks = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
     spaces = [chr(code) for code in range(0x110000) if chr(code).isspace()]
@@ -168,6 +247,7 @@ def strings(count: int) -> list[str]:
         "12",
         "\u0130",
         "\u03a3",
+        *extra,
     ]
 
     def anything() -> str:

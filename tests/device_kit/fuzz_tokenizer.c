@@ -34,16 +34,17 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     return 0;
 }
 
-static void check_text(const pl_tokenizer *tokenizer, const uint8_t *data, size_t size) {
+/* `is_sound`: the file is one that pocketlens writes, for which the stated workspace suffices. */
+static void check_text(const pl_tokenizer *tokenizer, const uint8_t *data, size_t size, int is_sound) {
     const size_t need = pl_tokenizer_workspace(tokenizer, size);
     uint8_t *workspace = (uint8_t *)malloc(need + 1);
-    int32_t *ids = (int32_t *)malloc((size * 3u + 4u) * sizeof *ids);
+    int32_t *ids = (int32_t *)malloc((size * 3u + 32u) * sizeof *ids);
     int32_t *row = (int32_t *)malloc((size_t)tokenizer->text_length * sizeof *row);
     char *copy = (char *)malloc(size != 0 ? size : 1u);
     size_t count = 0;
     pl_status status;
     memcpy(copy, data, size);
-    status = pl_tokenizer_encode(tokenizer, copy, size, workspace + 1, need, ids, size * 3u + 4u, &count);
+    status = pl_tokenizer_encode(tokenizer, copy, size, workspace + 1, need, ids, size * 3u + 32u, &count);
     if (status == PL_OK) {
         const size_t kept = (size_t)tokenizer->text_length - 2u;
         size_t length = 0;
@@ -67,7 +68,7 @@ static void check_text(const pl_tokenizer *tokenizer, const uint8_t *data, size_
             at += bytes;
         }
         free(text);
-    } else if (status != PL_ERROR_UTF8) {
+    } else if (status != PL_ERROR_UTF8 && (is_sound || status != PL_ERROR_WORKSPACE)) {
         abort();
     }
     free(copy);
@@ -86,12 +87,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (pl_tokenizer_open(&tokenizer, sound, sound_bytes) != PL_OK) {
             abort();
         }
-        check_text(&tokenizer, data, size);
+        check_text(&tokenizer, data, size, 1);
     } else if (kind == 1) { /* any file */
         uint8_t *copy = (uint8_t *)malloc(size != 0 ? size : 1u);
         memcpy(copy, data, size);
         if (pl_tokenizer_open(&tokenizer, copy, size) == PL_OK) {
-            check_text(&tokenizer, text, sizeof text - 1u);
+            check_text(&tokenizer, text, sizeof text - 1u, 0);
         }
         free(copy);
     } else { /* the sound file with bytes changed: offset (3 bytes), new byte */
@@ -103,7 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             copy[offset % sound_bytes] = data[at + 3];
         }
         if (pl_tokenizer_open(&tokenizer, copy, sound_bytes) == PL_OK && tokenizer.text_length < 4096) {
-            check_text(&tokenizer, text, sizeof text - 1u);
+            check_text(&tokenizer, text, sizeof text - 1u, 0);
         }
         free(copy);
     }

@@ -154,7 +154,7 @@ def test_index_then_search_finds_and_a_second_run_changes_nothing(bundle: Path, 
     assert first.told == []
     assert "20/20" in first.err  # progress goes to stderr
     [again] = run("index", folder, "-b", bundle, "--json").records
-    assert again == {"store": str(store), "added": 0, "unchanged": 20, "removed": 0, "refused": []}
+    assert again == {"store": str(store), "added": 0, "unchanged": 20, "removed": 0, "refused": [], "copied": 0}
 
     found = run("search", "two red balls", "-b", bundle, "--store", store, "-k", 5)
     assert (found.code, found.err) == (0, "")

@@ -27,6 +27,7 @@ FILES = {
     "pocketlens_config.h",
     "pocketlens_golden.h",
     "pocketlens_kit.c",
+    "pocketlens_normalizer.h",
     "pocketlens_preprocess.h",
     "pocketlens_selftest.c",
     "pocketlens_tokenizer.h",
@@ -109,8 +110,8 @@ def test_the_self_test_passes(tokenizer_json: Path, tmp_path: Path, spec: Prepro
         ("pocketlens_preprocess.h", "const double a = -0.5;", "const double a = -0.75;", "picture"),
         ("pocketlens_preprocess.h", "    case 6:", "    case 16:", "orientation 6"),
         ("pocketlens_config.h", "#define PL_CONFIG_HEIGHT 31", "#define PL_CONFIG_HEIGHT 32", "picture"),
-        ("pocketlens_tokenizer.h", "code - 'A' < 26u", "code - 'A' < 2u", "text 3: differs"),
-        ("pocketlens_tokenizer.h", "- 0x11A8u < 27u", "- 0x11A8u < 7u", None),
+        ("pocketlens_normalizer.h", "code - 'A' < 26u", "code - 'A' < 2u", "text 3: differs"),
+        ("pocketlens_normalizer.h", "- 0x11A8u < 27u", "- 0x11A8u < 7u", None),
     ],
 )
 def test_the_self_test_notices_a_changed_port(
@@ -188,12 +189,11 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path]
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda d: d["normalizer"]["normalizers"].reverse(), "Lowercase, NFC"),
         (lambda d: d["normalizer"].update(normalizers=[{"type": "NFKC"}]), "NFKC"),
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
         (lambda d: d.update(pre_tokenizer=None), "none"),
         (lambda d: d.update(decoder={"type": "WordPiece"}), "WordPiece"),
-        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "</w>"),
+        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "256 missing, the first"),
         (lambda d: d["model"].update(dropout=0.1), "0.1"),
         (lambda d: d["added_tokens"][0].update(lstrip=True), "<pad>"),
         (lambda d: d["model"]["vocab"].pop("!"), "1 missing"),
@@ -229,12 +229,14 @@ def test_the_flat_file_has_the_documented_layout(tokenizer_json: Path) -> None:
     numbers = memoryview(data[: len(data) // 4 * 4]).cast("I")
     model = msgspec.json.decode(tokenizer_json.read_bytes())["model"]
     assert data[:4] == b"PLTK"
-    assert list(numbers[1:6]) == [1, 15, spec.vocab_size, len(model["merges"]), 4]
-    assert list(numbers[7:11]) == [TEXT_LENGTH, 0, 1, 2]
-    sections = 64 + 4 * (256 + 2 * (spec.vocab_size + 1) + 4) + 12 * len(model["merges"])
-    assert len(data) == sections + numbers[6]
-    starts = numbers[16 + 256 :]
+    merges, steps = len(model["merges"]), 2 * 4  # NFC and lower case, without sets of code points
+    assert list(numbers[1:8]) == [2, 0, 1, 1, spec.vocab_size, merges, 4]
+    assert list(numbers[9:20]) == [TEXT_LENGTH, 0, 1, 2, 0, steps, 0, 0, 0, 0, 0]
+    assert list(numbers[20:28]) == [1, 0, 0, 0, 3, 0, 0, 0]
+    sections = 80 + 4 * (steps + 256 + 2 * (spec.vocab_size + 1) + 4) + 12 * merges
+    assert len(data) == sections + numbers[8]
+    starts = numbers[28 + 256 :]
     tokens = [data[sections + starts[n] : sections + starts[n + 1]] for n in range(spec.vocab_size)]
     assert tokens[:4] == [b"<pad>", b"<bos>", b"<eos>", b"<unk>"]
     assert b" cat" in tokens
-    assert {tokens[numbers[16 + byte]] for byte in range(256)} == {bytes([byte]) for byte in range(256)}
+    assert {tokens[numbers[28 + byte]] for byte in range(256)} == {bytes([byte]) for byte in range(256)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_kit.cases import strings, tokenizer_files
+from tests.device_kit.cases import flat_file, foreign_tokenizer, strings, tokenizer_files
 from tests.device_kit.toolchain import SOURCES, build
 
 FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all")
@@ -24,9 +24,9 @@ def fuzz(name: str, folder: Path, limit: str, environment: Mapping[str, str] | N
     return done.stderr
 
 
-def seed_tokenizer(folder: Path) -> dict[str, str]:
+def seed_tokenizer(folder: Path, kind: str) -> dict[str, str]:
     """Write a sound file and seeds for the three kinds of input; return the environment."""
-    _, flat = tokenizer_files(folder)
+    flat = tokenizer_files(folder)[1] if kind == "own" else flat_file(*foreign_tokenizer(kind, folder))
     corpus = folder / "corpus"
     corpus.mkdir()
     for number, text in enumerate(strings(200)):
@@ -40,8 +40,9 @@ def test_the_preprocessor_survives_any_picture(tmp_path: Path) -> None:
     assert "number_of_executed_units: 2000" in fuzz("fuzz_preprocess", tmp_path, "-runs=2000")
 
 
-def test_the_tokenizer_survives_any_text_and_any_file(tmp_path: Path) -> None:
-    environment = seed_tokenizer(tmp_path)
+@pytest.mark.parametrize("kind", ["own", "transformers", "bert"])
+def test_the_tokenizer_survives_any_text_and_any_file(tmp_path: Path, kind: str) -> None:
+    environment = seed_tokenizer(tmp_path, kind)
     assert "number_of_executed_units: 5000" in fuzz("fuzz_tokenizer", tmp_path, "-runs=5000", environment)
 
 
@@ -51,5 +52,7 @@ def test_the_preprocessor_survives_a_minute(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tokenizer_survives_a_minute(tmp_path: Path) -> None:
-    assert "Done" in fuzz("fuzz_tokenizer", tmp_path, "-max_total_time=60", seed_tokenizer(tmp_path))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["own", "transformers", "bert"])
+def test_the_tokenizer_survives_a_minute(tmp_path: Path, kind: str) -> None:
+    assert "Done" in fuzz("fuzz_tokenizer", tmp_path, "-max_total_time=60", seed_tokenizer(tmp_path, kind))

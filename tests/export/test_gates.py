@@ -3,7 +3,7 @@ import pytest
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Parity, Quality
 from pocketlens.core.errors import ParityGateFailed, SpeedGateFailed
-from pocketlens.export.gates import check_parity, check_quality, check_speed
+from pocketlens.export.gates import check_parity, check_quality, check_speed, parity_failure, quality_failure
 from pocketlens.export.parity import measure_parity
 from pocketlens.export.recipe import Gates, Limits
 from pocketlens.export.reference import Reference
@@ -131,7 +131,7 @@ def test_real_figures_meet_the_same_gate(bundle: Bundle) -> None:
 
 
 def test_a_lost_metric_fails_only_where_a_limit_is_set_and_both_sides_have_it() -> None:
-    quality = [
+    figures = [
         Quality(subject=subject, metric=metric, value=value, samples=9)
         for subject, metric, value in (
             ("student", "r1_i2t", 0.50),
@@ -141,11 +141,98 @@ def test_a_lost_metric_fails_only_where_a_limit_is_set_and_both_sides_have_it() 
             ("onnx-int8", "bleu4", 0.0),
         )
     ]
-    check_quality(quality, Gates(), variants=["onnx-int8"])
-    check_quality(quality, Gates(max_metric_loss={"r1_i2t": 0.021, "bleu4": 0.0}), variants=["onnx-int8"])
-    check_quality(quality, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-fp32"])
+    check_quality(figures, Gates(), variants=["onnx-int8"])
+    check_quality(figures, Gates(max_metric_loss={"r1_i2t": 0.021, "bleu4": 0.0}), variants=["onnx-int8"])
+    check_quality(figures, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-fp32"])
     with pytest.raises(ParityGateFailed, match=r"onnx-int8 cider: expected at most 0.1 below the student's 1.0000"):
-        check_quality(quality, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-int8"])
+        check_quality(figures, Gates(max_metric_loss={"cider": 0.1}), variants=["onnx-int8"])
+
+
+def quality(**figures: float) -> list[Quality]:
+    """Figures named `subject__metric`, with `_` for the hyphen of a subject."""
+    split = {name: name.partition("__") for name in figures}
+    return [
+        Quality(subject=split[n][0].replace("onnx_", "onnx-"), metric=split[n][2], value=value, samples=9)
+        for n, value in figures.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "figures", "words"),
+    [
+        (
+            {"int8": Limits(recall_loss=0.1)},
+            {"student__r5_t2i": 0.5, "onnx_int8__r5_t2i": 0.39},
+            r"onnx-int8 r5_t2i: expected at most 0.1 below the student's 0.5000 \(limits.int8.recall_loss\); found 0.3",
+        ),
+        (
+            {"int8": Limits(cider_loss=50.0), "onnx-int8": Limits(cider_loss=2.0)},
+            {"student__cider": 100.0, "onnx_int8__cider": 97.0},
+            r"onnx-int8 cider: expected at most 2 below the student's 100.0000 \(limits.onnx-int8.cider_loss\)",
+        ),
+        (
+            {"onnx-int8": Limits(hallucination_rise=0.05)},
+            {"student__hallucination": 0.1, "onnx_int8__hallucination": 0.2},
+            r"onnx-int8 hallucination: expected at most 0.05 above the student's 0.1000 .* found 0.2000",
+        ),
+        (
+            {"int8": Limits(hallucination_rise=0.05)},
+            {"student__hallucination_captions": 0.1, "onnx_int8__hallucination_captions": float("nan")},
+            "onnx-int8 hallucination_captions.* found nan",
+        ),
+    ],
+)
+def test_limits_of_task_metrics_know_which_way_is_worse(
+    limits: dict[str, Limits], figures: dict[str, float], words: str
+) -> None:
+    with pytest.raises(ParityGateFailed, match=words):
+        check_quality(quality(**figures), Gates(limits=limits), variants=["onnx-int8"])
+
+
+def test_better_figures_pass_whichever_way_is_better() -> None:
+    figures = quality(
+        student__hallucination=0.4, onnx_int8__hallucination=0.0, student__r1_i2t=0.1, onnx_int8__r1_i2t=0.9,
+        student__cider=1.0, onnx_int8__cider=90.0,
+    )  # fmt: skip
+    gates = Gates(
+        limits={"int8": Limits(recall_loss=0.0, cider_loss=0.0, hallucination_rise=0.0)},
+        max_metric_loss={"hallucination": 0.0},
+    )
+    check_quality(figures, gates, variants=["onnx-int8"])
+    worse = quality(student__hallucination=0.1, onnx_int8__hallucination=0.11)
+    with pytest.raises(ParityGateFailed, match=r"hallucination: expected at most 0 above .* \(max_metric_loss\)"):
+        check_quality(worse, gates, variants=["onnx-int8"])
+
+
+def test_fp32_answers_to_limits_of_its_own_and_not_to_those_of_quantized_variants() -> None:
+    figures = quality(student__cider=9.0, onnx_fp32__cider=1.0)
+    check_quality(figures, Gates(max_metric_loss={"cider": 0.5}), variants=["onnx-fp32"])
+    with pytest.raises(ParityGateFailed, match=r"limits\.fp32\.cider_loss"):
+        check_quality(figures, Gates(limits={"fp32": Limits(cider_loss=0.5)}), variants=["onnx-fp32"])
+
+
+def test_a_graph_is_judged_by_its_own_figures_where_there_are_any() -> None:
+    gates = Gates(limits={"onnx-int8/image_encoder": Limits(recall_loss=0.1)})
+    figures = quality(student__r1_i2t=0.5, onnx_int8__r1_i2t=0.1)
+    assert quality_failure(figures, gates, variant="onnx-int8") is None
+    assert quality_failure(figures, gates, variant="onnx-int8", role="text_encoder") is None
+    failure = quality_failure(figures, gates, variant="onnx-int8", role="image_encoder")
+    assert failure is not None
+    assert "limits.onnx-int8/image_encoder.recall_loss" in failure.expected
+    own = [*figures, Quality(subject="onnx-int8/image_encoder", metric="r1_i2t", value=0.49, samples=9)]
+    assert quality_failure(own, gates, variant="onnx-int8", role="image_encoder") is None
+
+
+def test_a_graph_that_must_be_measured_and_was_not_fails() -> None:
+    note = "Parity was not measured: `topk` (node_3)."
+    unmeasured = msgspec.structs.replace(graph("fp16"), target="coreml", engine="coreml", notes=(note,))
+    assert parity_failure(unmeasured, Gates()) is None
+    for name in ("coreml", "fp16", "coreml-fp16", "coreml-fp16/text_encoder"):
+        failure = parity_failure(unmeasured, Gates(require_parity=(name,)))
+        assert failure is not None
+        assert "require_parity" in failure.expected
+        assert failure.found == note
+    assert parity_failure(unmeasured, Gates(require_parity=("onnx", "coreml-fp16/image_encoder"))) is None
 
 
 def test_a_damaged_graph_fails_the_parity_gate(

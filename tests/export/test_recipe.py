@@ -34,6 +34,12 @@ def test_a_recipe_is_read_from_toml(tmp_path: Path) -> None:
         ('[gates]\naccept_slower = ["ears"]', "variant/role, found 'ears'"),
         ("[gates.limits.int3]\nmean_cosine = 0.9", "variant/role, found 'int3'"),
         ("[gates.limits.int4]\nmax_cosine = 0.9", "unknown field `max_cosine`"),
+        ("coreml_samples = -1", "coreml_samples: expected 0 or more"),
+        ('[gates]\nrequire_parity = ["ears"]', "variant/role, found 'ears'"),
+        (
+            '[gates.limits."onnx-int8/text_encoder"]\ncider_loss = 1.0',
+            "expected one of image_encoder, caption_prefill, caption_decode, found text_encoder",
+        ),
         ("seed =", "seed"),
     ],
 )

@@ -209,6 +209,18 @@ def test_every_way_of_quantizing_stays_near_and_differs_from_the_default(
     assert not np.array_equal(found, _embedding(quantizer.quantized(), held_out))
 
 
+def test_wide_activations_lose_less_from_the_same_small_weights(
+    tower: Path, quantizer: StaticQuantizer, calibration: list[Feed], held_out: list[Feed]
+) -> None:
+    wide = StaticQuantizer(tower, calibration, Settings(activation_bits=16)).quantized()
+    expected, narrow = _embedding(quantizer.model, held_out), quantizer.quantized()
+    assert cosines(_embedding(wide, held_out), expected).mean() > cosines(_embedding(narrow, held_out), expected).mean()
+    codes = [onnx.TensorProto.UINT8, onnx.TensorProto.UINT16]
+    zeros = [{t.data_type for t in model.graph.initializer if t.data_type in codes} for model in (narrow, wide)]
+    assert zeros == [{code} for code in codes]
+    assert wide.ByteSize() < 1.05 * narrow.ByteSize()
+
+
 def test_entropy_calibration_stays_near(
     tower: Path, quantizer: StaticQuantizer, calibration: list[Feed], held_out: list[Feed]
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import open_clip
 import pytest
 import timm
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from pocketlens.core.errors import DataError, ExportError
 from pocketlens.core.preprocess import preprocess
+from pocketlens.export.graphs import student_graphs
 from pocketlens.export.sources import OpenedSource, exportable_of, is_direct, open_source
 from pocketlens.export.sources.agreement import check_ids, id_agreement
 from pocketlens.export.sources.exportable import Exportable, greedy_ids
 from pocketlens.export.sources.lowerable import SplitAttention, lowerable
 from pocketlens.export.sources.preprocessing import huggingface_pixels, open_clip_pixels
+from pocketlens.export.targets.onnx_float import write_float
 from tests.export import direct_models as models
 
 Writer = Callable[[Path], Path]
@@ -291,3 +294,16 @@ def test_specs_of_open_clip() -> None:
     assert open_clip_pixels(config | {"size": (64, 32), "resize_mode": None}, "m").spec.height_px == 64
     with pytest.raises(ExportError, match="preprocessing of m"):
         open_clip_pixels(config | {"interpolation": "random"}, "m")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_no_constant_of_the_onnx_graph_has_the_name_of_its_result(
+    opened: Callable[[str], OpenedSource], tmp_path: Path, name: str
+) -> None:
+    # transformers' position table is called `embedding`, and so is what the graph gives: ONNX Runtime ran it
+    # all the same, quantization refused it.
+    graph = student_graphs(opened(name).model)["image_encoder"]
+    write_float(graph, tmp_path / "x.onnx")
+    model = onnx.load(tmp_path / "x.onnx")
+    onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    assert not {tensor.name for tensor in model.graph.initializer} & {value.name for value in model.graph.output}

@@ -1,5 +1,6 @@
 """From a model's name to a bundle that verifies, loads, embeds and captions."""
 
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,10 @@ import torch
 import pocketlens
 from pocketlens.core.errors import BundleIncomplete
 from pocketlens.export import ExportRecipe, Gates, Samples, verify_bundle
+from pocketlens.export.device_kit import DEVICE_KIT_FOLDER
 from pocketlens.export.sources import open_source
 from pocketlens.export.sources.exporting import export_direct
+from tests.device_kit.toolchain import build
 from tests.export import direct_models as models
 
 RECIPE = ExportRecipe(
@@ -26,6 +29,12 @@ def pictures(samples: tuple[Samples, Samples], tmp_path: Path) -> Path:
     lines = [{"image": str(p), "captions": [c]} for p, c in zip(test.pictures, test.captions, strict=True)]
     path.write_bytes(b"\n".join(msgspec.json.encode(line) for line in lines))
     return path
+
+
+def self_test(kit: Path, out: Path) -> int:
+    """Build the bundle's own self-test and return its exit status: do C and Python agree on this model's texts?"""
+    built = build("gcc", kit / "pocketlens_selftest.c", out / "selftest", "-O1", include=kit)
+    return subprocess.run([str(built), str(kit / "tokenizer.bin")], check=False).returncode
 
 
 @torch.no_grad()
@@ -54,6 +63,7 @@ def test_a_dual_encoder_becomes_a_bundle_in_one_call(
     assert lens.embed_image(samples[0].pictures[0]).shape == (24,)
     with pytest.raises(BundleIncomplete):
         lens.caption(samples[0].pictures[0])
+    assert self_test(bundle.root / DEVICE_KIT_FOLDER, tmp_path) == 0
 
 
 def test_a_blip_captioner_becomes_a_bundle_in_one_call(
@@ -74,6 +84,7 @@ def test_a_blip_captioner_becomes_a_bundle_in_one_call(
     assert lens.caption(samples[0].pictures[0]).source == "device"
     with pytest.raises(BundleIncomplete):
         lens.embed_text("a red ball")
+    assert self_test(bundle.root / DEVICE_KIT_FOLDER, tmp_path) == 0
 
 
 @pytest.mark.slow

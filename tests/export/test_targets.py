@@ -13,6 +13,7 @@ from pocketlens.export import ExportRecipe, Gates, Samples, export_student, veri
 from pocketlens.export.folding import fold_batch_norm
 from pocketlens.export.graphs import Graph
 from pocketlens.export.lowering import lower
+from pocketlens.export.mil.engine import PARITY_NOTE
 from pocketlens.export.parity import cosines
 from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed, Reference
@@ -171,10 +172,17 @@ def test_every_variant_goes_through_the_whole_pipeline_in_worker_processes(
     decode = bundle.graph("caption_decode", target="executorch", precision="fp32")
     assert decode.parity is not None
     assert decode.parity.mean == 1
-    assert bundle.graph("image_encoder", target="coreml", precision="fp16").parity is None
+    picture = bundle.graph("image_encoder", target="coreml", precision="fp16")
+    assert picture.parity is not None
+    assert picture.parity.minimum > 0.999
+    assert picture.latency is None
+    assert PARITY_NOTE in picture.notes
     report = verify_bundle(bundle.root)
     assert report.passed
-    assert report.skipped == ("coreml-fp16",)
+    assert report.skipped == ()
+    assert {"embedding", "text_embedding", "captions"} == {
+        check.stage for check in report.checks if check.subject == "coreml-fp16"
+    }
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Every precision beyond fp32 and static int8: it runs, it answers nearly the same, and it holds what it says."""
 
-import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -12,11 +13,15 @@ from onnx import TensorProto, numpy_helper
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Role, tree_digest
 from pocketlens.core.errors import ExportError
+from pocketlens.core.manifest import decode_manifest, encode_manifest
 from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
+from pocketlens.export.lowering import graph_path
+from pocketlens.export.measure import graph_records
 from pocketlens.export.parity import cosines
 from pocketlens.export.reference import Feed, Reference
 from pocketlens.export.targets import TARGETS, Target, open_target
+from pocketlens.export.targets.tensorrt import TensorrtTarget
 from pocketlens.runtime.engines import Engine, open_engine
 
 COMPACT = ("fp32", "fp16", "int8_dynamic", "int4")
@@ -156,14 +161,32 @@ def test_tensorrt_quantization_is_symmetric_and_signed_with_biases_in_float(tens
     assert all(bias.dtype == np.float32 for bias in biases)
 
 
-def test_tensorrt_settings_name_the_shapes_of_one_profile(tensorrt_files: dict[str, Path]) -> None:
-    options = json.loads((tensorrt_files["int8"].parent / "image_encoder.providers.json").read_text())
+def test_tensorrt_settings_name_the_shapes_of_one_profile(graphs: dict[str, Graph]) -> None:
+    options = TensorrtTarget().settings(graphs["image_encoder"], "int8")
     assert options["trt_profile_min_shapes"] == "pixels:1x64x64x3"
     assert options["trt_profile_max_shapes"] == "pixels:8x64x64x3"
     assert options["trt_int8_enable"] == options["trt_fp16_enable"] == options["trt_engine_cache_enable"] == "1"
-    half = json.loads((tensorrt_files["fp16"].parent / "image_encoder.providers.json").read_text())
+    half = TensorrtTarget().settings(graphs["image_encoder"], "fp16")
     assert half["trt_int8_enable"] == "0"
     assert all(isinstance(value, str) for value in half.values())
+
+
+def test_a_tensorrt_record_carries_its_settings_through_the_manifest(
+    graphs: dict[Role, Graph], bundle: Bundle, tensorrt_files: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / graph_path("tensorrt-int8", "image_encoder")
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(tensorrt_files["int8"], path)
+    (record,) = graph_records("tensorrt-int8", tmp_path, graphs, roles=["image_encoder"])
+    assert record.settings == TensorrtTarget().settings(graphs["image_encoder"], "int8")
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=(*bundle.manifest.graphs, record))
+    stored = encode_manifest(manifest)
+    assert decode_manifest(stored, "manifest").graphs[-1] == record
+    # A manifest from before there were settings has none, and none of ONNX Runtime's graphs needs any.
+    older = msgspec.json.decode(stored)
+    for graph in older["graphs"]:
+        assert graph.pop("settings") == (record.settings if graph["target"] == "tensorrt" else {})
+    assert {len(g.settings) for g in decode_manifest(msgspec.json.encode(older), "manifest").graphs} == {0}
 
 
 def test_the_build_script_hands_trtexec_the_graph_its_shapes_and_an_output_folder(

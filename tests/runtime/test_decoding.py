@@ -1,59 +1,38 @@
-"""Greedy and beam search against brute force on a language small enough to enumerate.
-
-The cache of this language is the row of tokens that were fed so far, so that a search which mixes up
-rows or positions gets other logits.
-"""
+"""Greedy and beam search against brute force on a language small enough to enumerate."""
 
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pocketlens.core.errors import EngineError
-from pocketlens.runtime.decoding import Hypothesis, Limits, beam_search, greedy, log_softmax
-
-VOCAB, BOS, EOS, TOKENS = 4, 1, 2, 4
-LIMITS = Limits(bos_id=BOS, eos_id=EOS, start=1, max_tokens=TOKENS)
-
-
-def _cache(pictures: int) -> NDArray[np.int64]:
-    """Return caches `(B, 1 + TOKENS)`: the picture's number, then room for the tokens."""
-    cache = np.full((pictures, 1 + TOKENS), -1)
-    cache[:, 0] = np.arange(pictures)
-    return cache
-
-
-def _logits(history: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return logits that depend on the picture and on every token before."""
-    seed = [int(value) + 1 for value in history]
-    return np.random.default_rng(seed).normal(0, 2, VOCAB).astype(np.float32)
+from pocketlens.runtime.decoding import (
+    Distribution,
+    Hypothesis,
+    Limits,
+    beam_search,
+    beam_searches,
+    greedy,
+    log_softmax,
+)
+from tests.runtime.language import BOS, EOS, LIMITS, TOKENS, VOCAB, Language, next_logits, with_prompt
+from tests.runtime.language import empty_cache as _cache
 
 
-class Language:
-    """A decode step that also counts the rows that it was asked for."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-
-    def __call__(
-        self, token: NDArray[np.int32], position: NDArray[np.int32], cache: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        cache = cache.copy()
-        cache[np.arange(len(cache)), position] = token
-        self.rows.append(len(token))
-        return np.array([_logits(row) for row in cache]), cache
-
-
-def _rescored(picture: int, ids: tuple[int, ...]) -> list[float]:
-    """Return the log-probability of each id, every one computed from the whole history."""
-    scores = []
-    for count in range(len(ids)):
-        history = _cache(picture + 1)[picture]
-        history[1 : 2 + count] = [BOS, *ids[:count]]
-        scores.append(float(log_softmax(_logits(history))[ids[count]]))
+def _rescored_next(picture: int, ids: tuple[int, ...], tokens: int = 12) -> list[float]:
+    """Return the log-probability of every token after `ids`, computed from the whole history."""
+    history = _cache(picture + 1, tokens=tokens)[picture]
+    history[1 : 2 + len(ids)] = [BOS, *ids]
+    scores: list[float] = log_softmax(next_logits(history)).tolist()
     return scores
+
+
+def _rescored(picture: int, ids: tuple[int, ...], tokens: int = TOKENS) -> list[float]:
+    """Return the log-probability of each id."""
+    return [_rescored_next(picture, ids[:count], tokens)[token] for count, token in enumerate(ids)]
 
 
 def _all_captions() -> Iterator[tuple[int, ...]]:
@@ -120,7 +99,7 @@ def test_beam_search_of_a_batch_is_beam_search_of_each_picture(beam: int) -> Non
 @pytest.mark.parametrize("beam", [1, 3])
 def test_log_probabilities_are_those_of_the_caption_scored_from_scratch(beam: int) -> None:
     for picture, hypothesis in enumerate(beam_search(Language(), _cache(20), LIMITS, beam=beam)):
-        assert hypothesis.logprobs == pytest.approx(_rescored(picture, hypothesis.token_ids), abs=1e-12)
+        assert hypothesis.logprobs == pytest.approx(_rescored(picture, hypothesis.token_ids), abs=1e-6)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.5])
@@ -167,3 +146,116 @@ def test_a_beam_or_a_limit_below_one_is_refused() -> None:
         beam_search(Language(), _cache(1), LIMITS, beam=0)
     with pytest.raises(ValueError, match="max_tokens"):
         Limits(bos_id=BOS, eos_id=EOS, start=1, max_tokens=0)
+
+
+def test_entropies_are_those_of_the_model_at_each_token() -> None:
+    for picture, hypothesis in enumerate(beam_search(Language(), _cache(20), LIMITS, beam=3)):
+        for count, entropy in enumerate(hypothesis.entropies):
+            history = _cache(picture + 1)[picture]
+            history[1 : 2 + count] = [BOS, *hypothesis.token_ids[:count]]
+            table = log_softmax(next_logits(history))
+            assert entropy == pytest.approx(-float((np.exp(table) * table).sum()), abs=1e-6)
+        assert len(hypothesis.entropies) == len(hypothesis.token_ids)
+
+
+def test_a_beam_gives_its_captions_best_first_and_each_once() -> None:
+    for captions in beam_searches(Language(), _cache(20), LIMITS, beam=4, length_penalty=0.6):
+        scores = [caption.score(0.6) for caption in captions]
+        assert scores == sorted(scores, reverse=True)
+        assert len({caption.token_ids for caption in captions}) == len(captions) == 4
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_beam_as_wide_as_the_language_ranks_all_captions(length_penalty: float) -> None:
+    [found] = beam_searches(Language(), _cache(1), LIMITS, beam=500, length_penalty=length_penalty)
+    everything = [Hypothesis(ids, tuple(_rescored(0, ids))) for ids in _all_captions()]
+    everything.sort(key=lambda other: -other.score(length_penalty))
+    assert [h.token_ids for h in found] == [h.token_ids for h in everything]
+
+
+def _ngrams(ids: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
+    return [ids[at : at + size] for at in range(len(ids) - size + 1)]
+
+
+LONG = Limits(bos_id=BOS, eos_id=EOS, start=1, max_tokens=12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_n_gram_stands_twice_and_the_best_of_what_is_left_is_taken(size: int) -> None:
+    free = greedy(Language(), _cache(40, tokens=12), LONG)
+    found = greedy(Language(), _cache(40, tokens=12), LONG, no_repeat_ngram=size)
+    wide = beam_searches(Language(), _cache(40, tokens=12), LONG, beam=3, no_repeat_ngram=size)
+    repeated = 0
+    for picture, hypothesis in enumerate(found):
+        ids = hypothesis.token_ids
+        for count, token in enumerate(ids):
+            allowed = [t for t in range(VOCAB) if len(set(grams := _ngrams((*ids[:count], t), size))) == len(grams)]
+            rivals = _rescored_next(picture, ids[:count])
+            assert token == max(allowed, key=lambda t: rivals[t])
+        # what is banned does not change what a token costs
+        assert hypothesis.logprobs == pytest.approx(_rescored(picture, ids, tokens=12), abs=1e-6)
+        repeated += ids != free[picture].token_ids
+    for ids in (caption.token_ids for captions in wide for caption in captions):
+        assert len(set(_ngrams(ids, size))) == len(_ngrams(ids, size))
+    assert repeated > (0 if size == 3 else 5)
+
+
+def test_a_prompt_is_forced_decoding() -> None:
+    prompt = (3, 0)
+    limits = with_prompt(LIMITS, prompt)
+    for found in (
+        greedy(Language(), _cache(20), limits),
+        beam_search(Language(), _cache(20), limits, beam=1),
+    ):
+        for picture, hypothesis in enumerate(found):
+            ids = hypothesis.token_ids
+            assert ids[:2] == prompt
+            assert hypothesis.logprobs == pytest.approx(_rescored(picture, ids), abs=1e-6)
+            for count in range(2, len(ids)):
+                assert ids[count] == int(np.argmax(_rescored_next(picture, ids[:count], tokens=TOKENS)))
+            assert len(ids) <= TOKENS
+
+
+def test_a_wide_beam_with_a_prompt_finds_the_best_caption_that_begins_with_it() -> None:
+    prompt = (0,)
+    found = beam_search(Language(), _cache(8), with_prompt(LIMITS, prompt), beam=500)
+    for picture, hypothesis in enumerate(found):
+        rivals = [Hypothesis(ids, tuple(_rescored(picture, ids))) for ids in _all_captions() if ids[:1] == prompt]
+        assert hypothesis.token_ids == max(rivals, key=lambda other: other.score(0.6)).token_ids
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt: expected fewer than the 4 tokens"):
+        with_prompt(LIMITS, (0, 0, 0, 0))
+
+
+@given(
+    pictures=st.integers(1, 6),
+    beam=st.integers(1, 6),
+    prompt=st.lists(st.sampled_from([0, 1, 3]), max_size=3),
+    size=st.integers(0, 3),
+    alpha=st.floats(0, 2),
+)
+def test_any_search_of_a_batch_is_that_of_each_picture(
+    pictures: int, beam: int, prompt: list[int], size: int, alpha: float
+) -> None:
+    limits = with_prompt(LIMITS, tuple(prompt))
+    options = {"beam": beam, "length_penalty": alpha, "no_repeat_ngram": size}
+    batched = beam_searches(Language(), _cache(pictures), limits, **options)
+    assert batched == [
+        beam_searches(Language(), _cache(pictures)[[picture]], limits, **options)[0] for picture in range(pictures)
+    ]
+    if beam == 1:
+        assert [captions[0] for captions in batched] == greedy(
+            Language(), _cache(pictures), limits, no_repeat_ngram=size
+        )
+
+
+@given(st.lists(st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_a_distribution_agrees_with_plain_double_precision(rows: list[list[float]]) -> None:
+    logits = np.array(rows, dtype=np.float32)
+    table = log_softmax(logits)
+    distribution = Distribution(logits)
+    np.testing.assert_allclose(distribution.table(), table, atol=2e-5)
+    np.testing.assert_allclose(distribution.entropies, -(np.exp(table) * table).sum(axis=-1), atol=2e-5)
+    assert distribution.best().tolist() == logits.argmax(axis=-1).tolist()

@@ -89,8 +89,8 @@ def test_changed_new_and_deleted_files_are_noticed(lens: Lens, store: Store, fol
     shutil.copyfile(folder / "04.png", folder / "new.png")
     (folder / "05.png").unlink()
     report = index_folder(lens, store, folder)
-    assert (report.added, report.unchanged, report.removed) == (2, 38, 1)
-    assert counter.encoded == 42
+    assert (report.added, report.unchanged, report.removed, report.copied) == (2, 38, 1, 2)
+    assert counter.encoded == 40  # the bytes of both were known
     paths = {path for path, *_ in _content(store, lens)}
     assert str(folder / "new.png") in paths
     assert str(folder / "05.png") not in paths

@@ -1,10 +1,11 @@
 /*
  * pocketlens_tokenizer.h: text to the ids that a pocketlens text encoder takes, and caption ids to text.
  *
- * C99, no dependency but the C standard headers and pocketlens_unicode.h, no allocation, no global state.
- * The ids are those of pocketlens.core.tokenizer, which runs the bundle's tokenizer.json through the
- * Hugging Face `tokenizers` library: special tokens in the text are matched, what lies between them is put
- * into NFC, lower-cased, split into words and merged (byte-level BPE; Sennrich et al. 2016).
+ * C99, no dependency but the C standard headers, pocketlens_normalizer.h and pocketlens_unicode.h, no allocation, no
+ * global state. The ids are those of pocketlens.core.tokenizer, which runs the bundle's tokenizer.json through the
+ * Hugging Face `tokenizers` library: special tokens in the text are matched, what lies between them is normalised,
+ * split into words and cut into tokens: by byte-level BPE (Sennrich et al. 2016), with or without CLIP's marks at the
+ * ends of words, or by WordPiece (Devlin et al. 2019: BERT).
  *
  * In exactly one source file:
  *
@@ -63,14 +64,22 @@ typedef struct pl_tokenizer {
     int32_t eos_id;
     /* The rest is private. */
     const uint8_t *data;
+    uint32_t model;
+    uint32_t words;
     uint32_t flags;
-    uint32_t merges;
+    uint32_t entries; /* merges of BPE, tokens of WordPiece */
     uint32_t special_count;
+    uint32_t unknown_id;
+    uint32_t most_letters;  /* WordPiece: longer words are unknown */
+    uint32_t longest_token; /* WordPiece: bytes */
+    size_t step_words;
+    size_t at_steps;
     size_t at_bytes;
     size_t at_tokens;
     size_t at_special;
     size_t at_groups;
-    size_t at_merges;
+    size_t at_entries;
+    size_t at_joints;
     size_t at_blob;
 } pl_tokenizer;
 
@@ -79,7 +88,8 @@ typedef struct pl_tokenizer {
 pl_status pl_tokenizer_open(pl_tokenizer *tokenizer, const void *data, size_t size);
 
 /* Returns the bytes of workspace that suffice for every text of `text_bytes` bytes: 64 * text_bytes + 128 (at any
- * alignment); 0 where that does not fit a size_t or the text is longer than 2**28 bytes. */
+ * alignment); 0 where that does not fit a size_t or the text is longer than 2**28 bytes. It suffices for every
+ * tokenizer.bin that pocketlens writes: normalising makes no text more than three times as long. */
 size_t pl_tokenizer_workspace(const pl_tokenizer *tokenizer, size_t text_bytes);
 
 /* Writes the ids of `text`, without <bos> and <eos>, and stores their number in `*count`.
@@ -114,19 +124,25 @@ pl_status pl_tokenizer_decode(const pl_tokenizer *tokenizer, const int32_t *ids,
 
 #include <string.h>
 
-#include "pocketlens_unicode.h"
+#include "pocketlens_normalizer.h"
 
-#define PL__HEADER_BYTES 64u
-#define PL__FLAG_NFC 1u
-#define PL__FLAG_LOWER 2u
-#define PL__FLAG_PREFIX_SPACE 4u
-#define PL__FLAG_WORDS 8u
+#define PL__HEADER_BYTES 80u
+#define PL__FORMAT 2u
+#define PL__BPE 0u
+#define PL__BPE_WORD_ENDS 1u /* the last byte of a word is a symbol of its own: CLIP's "</w>" */
+#define PL__WORDPIECE 2u
+#define PL__WORDS_NONE 0u
+#define PL__WORDS_GPT2 1u
+#define PL__WORDS_CLIP 2u
+#define PL__WORDS_CLIP_NAMES 3u /* and <|startoftext|>, <|endoftext|> */
+#define PL__WORDS_SPACES 4u
+#define PL__FLAG_PREFIX_SPACE 1u
+#define PL__FLAG_END_MARKS 2u /* "</w>" is a space when ids are decoded */
+#define PL__JOINT_SPACE 0u
+#define PL__JOINT_CONTINUED 1u /* without its "##" */
+#define PL__JOINT_CLOSE 2u     /* as it stands, without a space before */
 #define PL__NONE UINT32_MAX
 #define PL__MAX_TEXT ((size_t)1 << 28)
-
-static uint32_t pl__u32(const uint8_t *at) {
-    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
-}
 
 static uint32_t pl__word(const pl_tokenizer *tokenizer, size_t at, size_t index) {
     return pl__u32(tokenizer->data + at + 4u * index);
@@ -153,7 +169,7 @@ static int pl__merges_are_valid(const pl_tokenizer *tokenizer) {
         const uint32_t end = pl__word(tokenizer, tokenizer->at_groups, left + 1u);
         uint32_t i;
         for (i = pl__word(tokenizer, tokenizer->at_groups, left); i < end; ++i) {
-            const size_t at = tokenizer->at_merges + 12u * (size_t)i;
+            const size_t at = tokenizer->at_entries + 12u * (size_t)i;
             const uint32_t right = pl__word(tokenizer, at, 0);
             if (right >= vocab || pl__word(tokenizer, at, 1) >= PL__NONE || pl__word(tokenizer, at, 2) >= vocab) {
                 return 0;
@@ -167,67 +183,161 @@ static int pl__merges_are_valid(const pl_tokenizer *tokenizer) {
     return 1;
 }
 
-pl_status pl_tokenizer_open(pl_tokenizer *tokenizer, const void *data, size_t size) {
-    uint64_t need;
-    uint32_t vocab;
-    uint32_t blob;
+/* Returns the bytes of a token and stores how many there are. */
+static const uint8_t *pl__token(const pl_tokenizer *tokenizer, uint32_t id, size_t *bytes) {
+    const uint32_t from = pl__word(tokenizer, tokenizer->at_tokens, id);
+    *bytes = pl__word(tokenizer, tokenizer->at_tokens, (size_t)id + 1u) - from;
+    return tokenizer->data + tokenizer->at_blob + from;
+}
+
+/* Compares `first` followed by `second` with a token, as memcmp does; what is the start of another comes first. */
+static int pl__compare(const uint8_t *first, size_t first_bytes, const uint8_t *second, size_t second_bytes,
+                       const uint8_t *token, size_t token_bytes) {
+    size_t common = first_bytes < token_bytes ? first_bytes : token_bytes;
+    int order = common != 0 ? memcmp(first, token, common) : 0;
+    if (order != 0 || first_bytes > token_bytes) {
+        return order != 0 ? order : 1;
+    }
+    token += first_bytes;
+    token_bytes -= first_bytes;
+    common = second_bytes < token_bytes ? second_bytes : token_bytes;
+    order = common != 0 ? memcmp(second, token, common) : 0;
+    if (order != 0) {
+        return order;
+    }
+    return second_bytes < token_bytes ? -1 : second_bytes > token_bytes;
+}
+
+/* Are WordPiece's tokens sorted by their bytes, and can a continued one lose its "##"? Finds the longest. */
+static int pl__pieces_are_valid(pl_tokenizer *tokenizer) {
+    const uint32_t vocab = (uint32_t)tokenizer->vocab_size;
+    const uint8_t *before = NULL;
+    size_t before_bytes = 0;
     uint32_t i;
+    for (i = 0; i < tokenizer->entries; ++i) {
+        const uint32_t id = pl__word(tokenizer, tokenizer->at_entries, i);
+        const uint8_t *token;
+        size_t bytes;
+        if (id >= vocab) {
+            return 0;
+        }
+        token = pl__token(tokenizer, id, &bytes);
+        if (before != NULL && pl__compare(before, before_bytes, NULL, 0, token, bytes) >= 0) {
+            return 0;
+        }
+        if (bytes > tokenizer->longest_token) {
+            tokenizer->longest_token = (uint32_t)bytes;
+        }
+        before = token;
+        before_bytes = bytes;
+    }
+    for (i = 0; i < vocab; ++i) {
+        const uint8_t joint = tokenizer->data[tokenizer->at_joints + i];
+        size_t bytes;
+        (void)pl__token(tokenizer, i, &bytes);
+        if (joint > PL__JOINT_CLOSE || (joint == PL__JOINT_CONTINUED && bytes < 2u)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Stores where the sections are. Returns 0 where the file has another size than they. */
+static int pl__lay_out(pl_tokenizer *tokenizer, size_t size) {
+    const uint64_t vocab = (uint64_t)tokenizer->vocab_size;
+    const int is_bpe = tokenizer->model != PL__WORDPIECE;
+    const uint64_t bytes = tokenizer->model == PL__WORDPIECE ? 0u : tokenizer->model == PL__BPE ? 256u : 512u;
+    const uint64_t blob = pl__word(tokenizer, 32, 0);
+    uint64_t at = PL__HEADER_BYTES;
+    uint64_t places[7];
+    size_t i;
+    const uint64_t lengths[7] = {4u * (uint64_t)tokenizer->step_words,
+                                 4u * bytes,
+                                 4u * (vocab + 1u),
+                                 4u * (uint64_t)tokenizer->special_count,
+                                 is_bpe ? 4u * (vocab + 1u) : 0u,
+                                 (is_bpe ? 12u : 4u) * (uint64_t)tokenizer->entries,
+                                 is_bpe ? 0u : (vocab + 3u) / 4u * 4u};
+    for (i = 0; i < 7u; ++i) {
+        places[i] = at;
+        at += lengths[i];
+    }
+    if (at + blob != size) {
+        return 0;
+    }
+    tokenizer->at_steps = (size_t)places[0];
+    tokenizer->at_bytes = (size_t)places[1];
+    tokenizer->at_tokens = (size_t)places[2];
+    tokenizer->at_special = (size_t)places[3];
+    tokenizer->at_groups = (size_t)places[4];
+    tokenizer->at_entries = (size_t)places[5];
+    tokenizer->at_joints = (size_t)places[6];
+    tokenizer->at_blob = (size_t)at;
+    return 1;
+}
+
+pl_status pl_tokenizer_open(pl_tokenizer *tokenizer, const void *data, size_t size) {
+    uint32_t vocab;
+    size_t i;
     if (tokenizer == NULL || data == NULL) {
         return PL_ERROR_ARGUMENT;
     }
     memset(tokenizer, 0, sizeof *tokenizer);
     tokenizer->data = (const uint8_t *)data;
-    if (size < PL__HEADER_BYTES || memcmp(data, "PLTK", 4) != 0 || pl__word(tokenizer, 4, 0) != 1u) {
+    if (size < PL__HEADER_BYTES || memcmp(data, "PLTK", 4) != 0 || pl__word(tokenizer, 4, 0) != PL__FORMAT) {
         return PL_ERROR_FILE;
     }
-    tokenizer->flags = pl__word(tokenizer, 8, 0);
-    vocab = pl__word(tokenizer, 12, 0);
-    tokenizer->merges = pl__word(tokenizer, 16, 0);
-    tokenizer->special_count = pl__word(tokenizer, 20, 0);
-    blob = pl__word(tokenizer, 24, 0);
-    if (tokenizer->flags > 15u || vocab < 1u || vocab > (1u << 24) || tokenizer->merges > (1u << 24) ||
-        tokenizer->special_count > vocab || blob > (1u << 30)) {
-        return PL_ERROR_FILE;
-    }
-    need = PL__HEADER_BYTES + 4u * (256u + 2u * ((uint64_t)vocab + 1u) + tokenizer->special_count) +
-           12u * (uint64_t)tokenizer->merges + blob;
-    if (need != size) {
+    tokenizer->model = pl__word(tokenizer, 8, 0);
+    tokenizer->words = pl__word(tokenizer, 12, 0);
+    tokenizer->flags = pl__word(tokenizer, 16, 0);
+    vocab = pl__word(tokenizer, 20, 0);
+    tokenizer->entries = pl__word(tokenizer, 24, 0);
+    tokenizer->special_count = pl__word(tokenizer, 28, 0);
+    tokenizer->unknown_id = pl__word(tokenizer, 52, 0);
+    tokenizer->step_words = pl__word(tokenizer, 56, 0);
+    tokenizer->most_letters = pl__word(tokenizer, 60, 0);
+    if (tokenizer->model > PL__WORDPIECE || tokenizer->words > PL__WORDS_SPACES || tokenizer->flags > 3u ||
+        vocab < 1u || vocab > (1u << 24) || tokenizer->entries > (1u << 24) || tokenizer->special_count > vocab ||
+        tokenizer->unknown_id >= vocab || tokenizer->step_words > (1u << 24) ||
+        pl__word(tokenizer, 32, 0) > (1u << 30)) {
         return PL_ERROR_FILE;
     }
     tokenizer->vocab_size = (int32_t)vocab;
-    tokenizer->at_bytes = PL__HEADER_BYTES;
-    tokenizer->at_tokens = tokenizer->at_bytes + 4u * 256u;
-    tokenizer->at_special = tokenizer->at_tokens + 4u * ((size_t)vocab + 1u);
-    tokenizer->at_groups = tokenizer->at_special + 4u * (size_t)tokenizer->special_count;
-    tokenizer->at_merges = tokenizer->at_groups + 4u * ((size_t)vocab + 1u);
-    tokenizer->at_blob = tokenizer->at_merges + 12u * (size_t)tokenizer->merges;
-    if (pl__word(tokenizer, 28, 0) < 2u || pl__word(tokenizer, 28, 0) > (1u << 20)) {
+    if (!pl__lay_out(tokenizer, size) || pl__word(tokenizer, 36, 0) < 2u ||
+        pl__word(tokenizer, 36, 0) > (1u << 20)) {
         return PL_ERROR_FILE;
     }
     for (i = 0; i < 3u; ++i) { /* <pad>, <bos>, <eos> */
-        if (pl__word(tokenizer, 32, i) >= vocab) {
+        if (pl__word(tokenizer, 40, i) >= vocab) {
             return PL_ERROR_FILE;
         }
     }
-    tokenizer->text_length = (int32_t)pl__word(tokenizer, 28, 0);
-    tokenizer->pad_id = (int32_t)pl__word(tokenizer, 32, 0);
-    tokenizer->bos_id = (int32_t)pl__word(tokenizer, 32, 1);
-    tokenizer->eos_id = (int32_t)pl__word(tokenizer, 32, 2);
-    for (i = 0; i < 256u; ++i) {
-        if (pl__word(tokenizer, tokenizer->at_bytes, i) >= vocab) {
+    tokenizer->text_length = (int32_t)pl__word(tokenizer, 36, 0);
+    tokenizer->pad_id = (int32_t)pl__word(tokenizer, 40, 0);
+    tokenizer->bos_id = (int32_t)pl__word(tokenizer, 40, 1);
+    tokenizer->eos_id = (int32_t)pl__word(tokenizer, 40, 2);
+    for (i = tokenizer->at_bytes; i < tokenizer->at_tokens; i += 4u) {
+        if (pl__word(tokenizer, i, 0) >= vocab) {
             return PL_ERROR_FILE;
         }
     }
-    if (!pl__is_partition(tokenizer, tokenizer->at_tokens, vocab, blob) ||
-        !pl__is_partition(tokenizer, tokenizer->at_groups, vocab, tokenizer->merges) ||
-        !pl__merges_are_valid(tokenizer)) {
+    if (!pl__steps_are_valid(tokenizer->data + tokenizer->at_steps, tokenizer->step_words) ||
+        !pl__is_partition(tokenizer, tokenizer->at_tokens, vocab, pl__word(tokenizer, 32, 0))) {
+        return PL_ERROR_FILE;
+    }
+    if (tokenizer->model == PL__WORDPIECE
+            ? !pl__pieces_are_valid(tokenizer)
+            : !pl__is_partition(tokenizer, tokenizer->at_groups, vocab, tokenizer->entries) ||
+                  !pl__merges_are_valid(tokenizer)) {
         return PL_ERROR_FILE;
     }
     for (i = 0; i < tokenizer->special_count; ++i) {
         const uint32_t id = pl__word(tokenizer, tokenizer->at_special, i);
-        /* An empty special token would match everywhere and end nowhere. */
-        if (id >= vocab || pl__word(tokenizer, tokenizer->at_tokens, id) ==
-                               pl__word(tokenizer, tokenizer->at_tokens, (size_t)id + 1u)) {
+        size_t bytes = 0;
+        if (id < vocab) {
+            (void)pl__token(tokenizer, id, &bytes);
+        }
+        if (bytes == 0) { /* an empty special token would match everywhere and end nowhere */
             return PL_ERROR_FILE;
         }
     }
@@ -241,174 +351,6 @@ size_t pl_tokenizer_workspace(const pl_tokenizer *tokenizer, size_t text_bytes) 
     return 64u * text_bytes + 128u;
 }
 
-/* Reads one well-formed UTF-8 sequence (Unicode 15, table 3-7) and stores its code point. Returns its bytes; 0 if
- * there is none, with the length of its maximal well-formed beginning, at least 1, in `*code`. */
-static size_t pl__decode_utf8(const uint8_t *text, size_t bytes, uint32_t *code) {
-    const uint32_t lead = text[0];
-    uint32_t low = 0x80u;
-    uint32_t high = 0xBFu;
-    size_t length;
-    size_t i;
-    if (lead < 0x80u) {
-        *code = lead;
-        return 1;
-    }
-    *code = 1;
-    if (lead < 0xC2u || lead > 0xF4u) {
-        return 0;
-    }
-    length = lead < 0xE0u ? 2u : lead < 0xF0u ? 3u : 4u;
-    if (lead == 0xE0u) {
-        low = 0xA0u; /* shorter forms exist */
-    } else if (lead == 0xEDu) {
-        high = 0x9Fu; /* surrogates */
-    } else if (lead == 0xF0u) {
-        low = 0x90u;
-    } else if (lead == 0xF4u) {
-        high = 0x8Fu; /* beyond U+10FFFF */
-    }
-    {
-        uint32_t value = lead & (0x7Fu >> length);
-        for (i = 1; i < length; ++i) {
-            if (i >= bytes || text[i] < low || text[i] > high) {
-                *code = (uint32_t)i;
-                return 0;
-            }
-            value = value << 6 | (text[i] & 0x3Fu);
-            low = 0x80u;
-            high = 0xBFu;
-        }
-        *code = value;
-    }
-    return length;
-}
-
-static size_t pl__encode_utf8(uint32_t code, uint8_t *out) {
-    if (code < 0x80u) {
-        out[0] = (uint8_t)code;
-        return 1;
-    }
-    if (code < 0x800u) {
-        out[0] = (uint8_t)(0xC0u | code >> 6);
-        out[1] = (uint8_t)(0x80u | (code & 0x3Fu));
-        return 2;
-    }
-    if (code < 0x10000u) {
-        out[0] = (uint8_t)(0xE0u | code >> 12);
-        out[1] = (uint8_t)(0x80u | (code >> 6 & 0x3Fu));
-        out[2] = (uint8_t)(0x80u | (code & 0x3Fu));
-        return 3;
-    }
-    out[0] = (uint8_t)(0xF0u | code >> 18);
-    out[1] = (uint8_t)(0x80u | (code >> 12 & 0x3Fu));
-    out[2] = (uint8_t)(0x80u | (code >> 6 & 0x3Fu));
-    out[3] = (uint8_t)(0x80u | (code & 0x3Fu));
-    return 4;
-}
-
-/* Returns the index of the last row whose first column is at most `key`; the first row's is. Rows have `columns`
- * words and are sorted by the first. */
-static size_t pl__floor(const uint32_t *table, size_t rows, size_t columns, uint32_t key) {
-    size_t low = 0;
-    size_t high = rows;
-    while (high - low > 1) {
-        const size_t middle = low + (high - low) / 2;
-        if (table[middle * columns] <= key) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-/* 0 other, 1 letter (\p{L}), 2 number (\p{N}), 3 white space (\s) */
-static uint32_t pl__class(uint32_t code) {
-    return pl__unicode_class[pl__floor(pl__unicode_class, PL__UNICODE_CLASS_RUNS, 1, code << 2 | 3u)] & 3u;
-}
-
-/* The canonical combining class; 0 for starters. */
-static uint32_t pl__combining(uint32_t code) {
-    const uint32_t *run;
-    if (code < 0x300u) {
-        return 0;
-    }
-    run = pl__unicode_combining + 2u * pl__floor(pl__unicode_combining, PL__UNICODE_COMBINING_RUNS, 2, code);
-    return code <= (run[1] >> 8) ? (run[1] & 0xFFu) : 0;
-}
-
-/* Stores the lower-case form in `lower` and returns how many code points it has: 1, or 2 for U+0130. Not
- * dependent on context: the final sigma stays what it is, as in the library. */
-static size_t pl__lower(uint32_t code, uint32_t *lower) {
-    lower[0] = code;
-    if (code < 0x80u) {
-        lower[0] = code - 'A' < 26u ? code + 32u : code;
-    } else if (code == 0x130u) {
-        lower[0] = 'i';
-        lower[1] = 0x307u;
-        return 2;
-    } else {
-        /* first, last << 8 | step, difference: first, first + step ... last are moved. */
-        const uint32_t *run = pl__unicode_lower + 3u * pl__floor(pl__unicode_lower, PL__UNICODE_LOWER_RUNS, 3, code);
-        if (code >= run[0] && code <= (run[1] >> 8) && (code - run[0]) % (run[1] & 0xFFu) == 0) {
-            lower[0] = code + run[2];
-        }
-    }
-    return 1;
-}
-
-/* Stores the full canonical decomposition and returns its length, 1..4. */
-static size_t pl__decompose(uint32_t code, uint32_t *parts) {
-    parts[0] = code;
-    if (code < 0xC0u) {
-        return 1;
-    }
-    if (code - 0xAC00u < 11172u) { /* Hangul; The Unicode Standard, section 3.12 */
-        const uint32_t index = code - 0xAC00u;
-        parts[0] = 0x1100u + index / 588u;
-        parts[1] = 0x1161u + index % 588u / 28u;
-        parts[2] = 0x11A7u + index % 28u;
-        return index % 28u != 0 ? 3 : 2;
-    }
-    {
-        const uint32_t *row = pl__unicode_decompose +
-                              2u * pl__floor(pl__unicode_decompose, PL__UNICODE_DECOMPOSE_ROWS, 2, code);
-        size_t length;
-        size_t i;
-        if (row[0] != code) {
-            return 1;
-        }
-        length = row[1] & 7u;
-        for (i = 0; i < length; ++i) {
-            parts[i] = pl__unicode_parts[(row[1] >> 3) + i];
-        }
-        return length;
-    }
-}
-
-/* Returns the primary composite of two code points, or 0. */
-static uint32_t pl__compose(uint32_t first, uint32_t second) {
-    size_t row;
-    if (first - 0x1100u < 19u && second - 0x1161u < 21u) {
-        return 0xAC00u + ((first - 0x1100u) * 21u + (second - 0x1161u)) * 28u;
-    }
-    if (first - 0xAC00u < 11172u && (first - 0xAC00u) % 28u == 0 && second - 0x11A8u < 27u) {
-        return first + (second - 0x11A7u);
-    }
-    /* Rows are sorted by the first, then by the second. */
-    row = pl__floor(pl__unicode_compose, PL__UNICODE_COMPOSE_ROWS, 3, first);
-    while (pl__unicode_compose[3u * row] == first) {
-        if (pl__unicode_compose[3u * row + 1u] == second) {
-            return pl__unicode_compose[3u * row + 2u];
-        }
-        if (row == 0) {
-            break;
-        }
-        --row;
-    }
-    return 0;
-}
-
 /* What one call of encode works with. The workspace is cut into the normalised text, at its start, and scratch
  * that is used for normalising one piece, then for merging one word. */
 typedef struct pl__encoder {
@@ -420,127 +362,43 @@ typedef struct pl__encoder {
     int32_t *ids;
     size_t capacity;
     size_t count;
-    int may_stop; /* ids beyond `capacity` are of no interest */
+    int may_stop;    /* ids beyond `capacity` are of no interest */
+    size_t name_end; /* where a name that is cut out as a whole ends: PL__WORDS_CLIP_NAMES */
 } pl__encoder;
 
-/* Combining marks are carried with their class: code | class << 24. */
-static uint32_t pl__code_of(uint32_t mark) {
-    return mark & 0x1FFFFFu;
-}
-
-/* Stable sort of a run of marks by class: one pass for each class that occurs, so that no run is quadratic. */
-static void pl__sort_marks(uint32_t *marks, size_t count, uint32_t *spare) {
-    uint32_t least = 0;
-    size_t done = 0;
-    size_t i;
-    for (i = 1; i < count && marks[i - 1] >> 24 <= marks[i] >> 24; ++i) {
-    }
-    if (i >= count) {
-        return;
-    }
-    while (done < count) {
-        uint32_t next = 256u;
-        for (i = 0; i < count; ++i) {
-            const uint32_t found = marks[i] >> 24;
-            if (found > least && found < next) {
-                next = found;
-            }
-        }
-        for (i = 0; i < count; ++i) {
-            if (marks[i] >> 24 == next) {
-                spare[done++] = marks[i];
-            }
-        }
-        least = next;
-    }
-    memcpy(marks, spare, count * sizeof *marks);
-}
-
-/* Canonical ordering, then canonical composition (UAX 15) of `count` code points in place; returns how many are
- * left. `spare` has room for as many. */
-static size_t pl__nfc(uint32_t *codes, size_t count, uint32_t *spare) {
-    size_t starter = SIZE_MAX; /* where the last starter went */
-    uint32_t last = 0;         /* class of the last one that was kept after it */
-    size_t kept = 0;
-    size_t i;
-    for (i = 0; i < count; ++i) {
-        size_t end = i;
-        while (end < count && codes[end] >> 24 != 0) {
-            ++end;
-        }
-        if (end > i) {
-            pl__sort_marks(codes + i, end - i, spare);
-            i = end;
-        }
-    }
-    for (i = 0; i < count; ++i) {
-        const uint32_t mark = codes[i];
-        const uint32_t combining = mark >> 24;
-        if (starter != SIZE_MAX && (kept == starter + 1u || (last < combining && last != 0))) {
-            const uint32_t composite = pl__compose(pl__code_of(codes[starter]), pl__code_of(mark));
-            if (composite != 0) {
-                codes[starter] = composite;
-                continue;
-            }
-        }
-        if (combining == 0) {
-            starter = kept;
-        }
-        last = combining;
-        codes[kept++] = mark;
-    }
-    return kept;
-}
-
-/* Puts `bytes` bytes of well-formed UTF-8 into encoder->text: a space before, NFC, lower case, as configured. */
+/* Puts `bytes` bytes of well-formed UTF-8 into encoder->text: normalised, with a space before as configured. */
 static pl_status pl__normalise(pl__encoder *encoder, const uint8_t *text, size_t bytes) {
-    const uint32_t flags = encoder->tokenizer->flags;
-    const size_t room = encoder->scratch_words / 2u;
+    const pl_tokenizer *tokenizer = encoder->tokenizer;
     const size_t text_room = (size_t)((uint8_t *)encoder->scratch - encoder->text);
-    uint32_t *codes = encoder->scratch;
-    size_t count = 0;
+    pl__codes codes;
     size_t at = 0;
     size_t i;
     size_t out = 0;
+    codes.room = encoder->scratch_words / 2u;
+    codes.now = encoder->scratch;
+    codes.spare = encoder->scratch + codes.room;
+    codes.count = 0;
     while (at < bytes) {
-        uint32_t parts[4];
-        uint32_t code;
-        size_t length;
-        at += pl__decode_utf8(text + at, bytes - at, &code);
-        parts[0] = code;
-        length = (flags & PL__FLAG_NFC) != 0 ? pl__decompose(code, parts) : 1u;
-        if (count + length > room) {
+        if (codes.count >= codes.room) {
             return PL_ERROR_WORKSPACE;
         }
-        for (i = 0; i < length; ++i) {
-            codes[count++] = (flags & PL__FLAG_NFC) != 0 ? parts[i] | pl__combining(parts[i]) << 24 : parts[i];
-        }
+        at += pl__decode_utf8(text + at, bytes - at, &codes.now[codes.count]);
+        ++codes.count;
     }
-    if ((flags & PL__FLAG_NFC) != 0) {
-        count = pl__nfc(codes, count, codes + room);
+    if (!pl__run_steps(&codes, tokenizer->data + tokenizer->at_steps, tokenizer->step_words)) {
+        return PL_ERROR_WORKSPACE;
     }
-    for (i = 0; i < count; ++i) {
-        uint32_t lower[2];
-        size_t length = 1;
-        size_t j;
-        lower[0] = pl__code_of(codes[i]);
-        if ((flags & PL__FLAG_LOWER) != 0) {
-            length = pl__lower(lower[0], lower);
+    if ((tokenizer->flags & PL__FLAG_PREFIX_SPACE) != 0 && codes.count != 0 && codes.now[0] != ' ') {
+        encoder->text[out++] = ' ';
+    }
+    for (i = 0; i < codes.count; ++i) {
+        if (text_room - out < 4u) {
+            return PL_ERROR_WORKSPACE;
         }
-        if (out == 0 && (flags & PL__FLAG_PREFIX_SPACE) != 0 && lower[0] != ' ') {
-            if (text_room < 1u) {
-                return PL_ERROR_WORKSPACE;
-            }
-            encoder->text[out++] = ' ';
-        }
-        for (j = 0; j < length; ++j) {
-            if (text_room - out < 4u) {
-                return PL_ERROR_WORKSPACE;
-            }
-            out += pl__encode_utf8(lower[j], encoder->text + out);
-        }
+        out += pl__encode_utf8(codes.now[i], encoder->text + out);
     }
     encoder->text_bytes = out;
+    encoder->name_end = 0;
     return PL_OK;
 }
 
@@ -606,13 +464,75 @@ static size_t pl__word_end(const pl__encoder *encoder, size_t at) {
     return end;
 }
 
+/* Returns the bytes of one of the names that transformers' CLIP takes out of a text as a whole, or 0. */
+static size_t pl__name(const pl__encoder *encoder, size_t at) {
+    static const char *const names[2] = {"<|startoftext|>", "<|endoftext|>"};
+    size_t i;
+    for (i = 0; i < 2u; ++i) {
+        const size_t bytes = strlen(names[i]);
+        if (bytes <= encoder->text_bytes - at && memcmp(encoder->text + at, names[i], bytes) == 0) {
+            return bytes;
+        }
+    }
+    return 0;
+}
+
+/* Returns where the word that starts at `at` ends, by the pattern of CLIP (Radford et al. 2021):
+ *     's|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+
+ * A name before that is cut at its letters, as GPT-2's pattern does, which transformers runs on each word. */
+static size_t pl__clip_word_end(pl__encoder *encoder, size_t at) {
+    size_t length;
+    size_t end;
+    uint32_t found;
+    const size_t contraction = pl__contraction(encoder, at);
+    if (contraction != 0) {
+        return at + contraction;
+    }
+    if (encoder->tokenizer->words == PL__WORDS_CLIP_NAMES && at >= encoder->name_end) {
+        const size_t name = pl__name(encoder, at);
+        if (name != 0) {
+            encoder->name_end = at + name;
+            return at + 2u; /* "<|" */
+        }
+    }
+    found = pl__class_at(encoder, at, &length);
+    end = found == 2u ? at + length : pl__run(encoder, at, found);
+    return at < encoder->name_end && end > encoder->name_end ? encoder->name_end : end;
+}
+
+/* Returns where the next word ends, and stores where it starts; both are the end of the text where there is none. */
+static size_t pl__next_word(pl__encoder *encoder, size_t at, size_t *start) {
+    *start = at;
+    switch (encoder->tokenizer->words) {
+    case PL__WORDS_GPT2:
+        return pl__word_end(encoder, at);
+    case PL__WORDS_CLIP:
+    case PL__WORDS_CLIP_NAMES:
+        *start = pl__run(encoder, at, 3u);
+        return *start < encoder->text_bytes ? pl__clip_word_end(encoder, *start) : *start;
+    case PL__WORDS_SPACES:
+        *start = pl__run(encoder, at, 3u);
+        at = *start;
+        while (at < encoder->text_bytes) {
+            size_t length;
+            if (pl__class_at(encoder, at, &length) == 3u) {
+                break;
+            }
+            at += length;
+        }
+        return at;
+    default:
+        return encoder->text_bytes;
+    }
+}
+
 /* Stores rank and result of merging two ids; the rank is PL__NONE when they do not merge. */
 static uint32_t pl__merge(const pl_tokenizer *tokenizer, uint32_t left, uint32_t right, uint32_t *result) {
     uint32_t low = pl__word(tokenizer, tokenizer->at_groups, left);
     uint32_t high = pl__word(tokenizer, tokenizer->at_groups, (size_t)left + 1u);
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2u;
-        const size_t at = tokenizer->at_merges + 12u * (size_t)middle;
+        const size_t at = tokenizer->at_entries + 12u * (size_t)middle;
         const uint32_t found = pl__word(tokenizer, at, 0);
         if (found == right) {
             *result = pl__word(tokenizer, at, 2);
@@ -674,7 +594,7 @@ static void pl__emit(pl__encoder *encoder, uint32_t id) {
 }
 
 /* Merges the bytes of one word, the pair of least rank first, and emits what is left: O(n log n). */
-static pl_status pl__encode_word(pl__encoder *encoder, const uint8_t *word, size_t bytes) {
+static pl_status pl__merge_word(pl__encoder *encoder, const uint8_t *word, size_t bytes) {
     const pl_tokenizer *tokenizer = encoder->tokenizer;
     pl__bpe bpe;
     uint32_t i;
@@ -688,7 +608,9 @@ static pl_status pl__encode_word(pl__encoder *encoder, const uint8_t *word, size
     bpe.rank = bpe.before + bytes;
     bpe.winner = bpe.rank + bytes;
     for (i = 0; i < bpe.count; ++i) {
-        bpe.ids[i] = pl__word(tokenizer, tokenizer->at_bytes, word[i]);
+        /* With word ends the last byte has an id of its own, in the second half of the table. */
+        const size_t half = tokenizer->model == PL__BPE_WORD_ENDS && i + 1u == bpe.count ? 256u : 0u;
+        bpe.ids[i] = pl__word(tokenizer, tokenizer->at_bytes, half + word[i]);
         bpe.next[i] = i + 1u < bpe.count ? i + 1u : PL__NONE;
         bpe.before[i] = i > 0 ? i - 1u : PL__NONE;
     }
@@ -720,14 +642,83 @@ static pl_status pl__encode_word(pl__encoder *encoder, const uint8_t *word, size
     return PL_OK;
 }
 
+/* Returns the id of the token that is `##` (if `is_continued`) and `bytes` bytes, or PL__NONE. */
+static uint32_t pl__piece(const pl_tokenizer *tokenizer, int is_continued, const uint8_t *piece, size_t bytes) {
+    static const uint8_t mark[2] = {'#', '#'};
+    uint32_t low = 0;
+    uint32_t high = tokenizer->entries;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2u;
+        const uint32_t id = pl__word(tokenizer, tokenizer->at_entries, middle);
+        size_t token_bytes;
+        const uint8_t *token = pl__token(tokenizer, id, &token_bytes);
+        const int order = pl__compare(mark, is_continued ? 2u : 0u, piece, bytes, token, token_bytes);
+        if (order == 0) {
+            return id;
+        }
+        if (order < 0) {
+            high = middle;
+        } else {
+            low = middle + 1u;
+        }
+    }
+    return PL__NONE;
+}
+
+/* Cuts one word into the longest tokens from the left, and emits them; a word that cannot be is unknown as a whole. */
+static pl_status pl__cut_word(pl__encoder *encoder, const uint8_t *word, size_t bytes) {
+    const pl_tokenizer *tokenizer = encoder->tokenizer;
+    size_t letters = 0;
+    size_t from = 0;
+    size_t count = 0;
+    size_t i;
+    for (i = 0; i < bytes; ++i) {
+        letters += (word[i] & 0xC0u) != 0x80u;
+    }
+    if (letters <= tokenizer->most_letters && bytes > encoder->scratch_words) {
+        return PL_ERROR_WORKSPACE;
+    }
+    while (letters <= tokenizer->most_letters && from < bytes) {
+        const size_t most = bytes - from < tokenizer->longest_token ? bytes - from : tokenizer->longest_token;
+        size_t end = from + most;
+        uint32_t id = PL__NONE;
+        for (; end > from; --end) {
+            if (end < bytes && (word[end] & 0xC0u) == 0x80u) {
+                continue; /* within a letter */
+            }
+            id = pl__piece(tokenizer, from != 0, word + from, end - from);
+            if (id != PL__NONE) {
+                break;
+            }
+        }
+        if (id == PL__NONE) {
+            break;
+        }
+        encoder->scratch[count++] = id;
+        from = end;
+    }
+    if (from < bytes) {
+        pl__emit(encoder, tokenizer->unknown_id);
+        return PL_OK;
+    }
+    for (i = 0; i < count; ++i) {
+        pl__emit(encoder, encoder->scratch[i]);
+    }
+    return PL_OK;
+}
+
 /* Encodes what lies between two special tokens. */
 static pl_status pl__encode_piece(pl__encoder *encoder, const uint8_t *text, size_t bytes) {
     size_t at = 0;
     pl_status status = pl__normalise(encoder, text, bytes);
     while (status == PL_OK && at < encoder->text_bytes && !(encoder->may_stop && encoder->count >= encoder->capacity)) {
-        const size_t end =
-            (encoder->tokenizer->flags & PL__FLAG_WORDS) != 0 ? pl__word_end(encoder, at) : encoder->text_bytes;
-        status = pl__encode_word(encoder, encoder->text + at, end - at);
+        size_t start;
+        const size_t end = pl__next_word(encoder, at, &start);
+        if (end > start) {
+            status = encoder->tokenizer->model == PL__WORDPIECE
+                         ? pl__cut_word(encoder, encoder->text + start, end - start)
+                         : pl__merge_word(encoder, encoder->text + start, end - start);
+        }
         at = end;
     }
     return status;
@@ -739,10 +730,9 @@ static size_t pl__special(const pl_tokenizer *tokenizer, const uint8_t *text, si
     uint32_t i;
     for (i = 0; i < tokenizer->special_count; ++i) {
         const uint32_t candidate = pl__word(tokenizer, tokenizer->at_special, i);
-        const uint32_t from = pl__word(tokenizer, tokenizer->at_tokens, candidate);
-        const size_t length = pl__word(tokenizer, tokenizer->at_tokens, (size_t)candidate + 1u) - from;
-        if (length > longest && length <= bytes &&
-            memcmp(tokenizer->data + tokenizer->at_blob + from, text, length) == 0) {
+        size_t length;
+        const uint8_t *token = pl__token(tokenizer, candidate, &length);
+        if (length > longest && length <= bytes && memcmp(token, text, length) == 0) {
             longest = length;
             *id = candidate;
         }
@@ -795,6 +785,7 @@ static pl_status pl__encode(const pl_tokenizer *tokenizer, const char *text, siz
     encoder.capacity = capacity;
     encoder.count = 0;
     encoder.may_stop = may_stop;
+    encoder.name_end = 0;
     while (status == PL_OK && at < text_bytes && !(may_stop && encoder.count >= capacity)) {
         uint32_t id = 0;
         const size_t length = pl__special(tokenizer, bytes + at, text_bytes - at, &id);
@@ -859,9 +850,11 @@ typedef struct pl__text {
     size_t capacity;
     size_t length;
     size_t solid;
+    int has_marks; /* "</w>" is a space */
+    uint32_t matched;
 } pl__text;
 
-static void pl__append(pl__text *text, uint32_t code) {
+static void pl__append_plain(pl__text *text, uint32_t code) {
     uint8_t bytes[4];
     size_t i;
     const int is_stripped = pl__is_stripped(code);
@@ -890,6 +883,33 @@ static int pl__is_special(const pl_tokenizer *tokenizer, uint32_t id) {
     return 0;
 }
 
+/* Gives out what was held back because it might have become a mark. */
+static void pl__let_go(pl__text *text) {
+    static const char mark[] = "</w>";
+    uint32_t i;
+    for (i = 0; i < text->matched; ++i) {
+        pl__append_plain(text, (uint32_t)mark[i]);
+    }
+    text->matched = 0;
+}
+
+static void pl__append(pl__text *text, uint32_t code) {
+    static const char mark[] = "</w>";
+    if (text->has_marks && code == (uint32_t)mark[text->matched]) {
+        if (++text->matched == 4u) {
+            text->matched = 0;
+            pl__append_plain(text, ' ');
+        }
+        return;
+    }
+    pl__let_go(text);
+    if (text->has_marks && code == (uint32_t)mark[0]) { /* no end of a mark's start is the start of another */
+        text->matched = 1;
+        return;
+    }
+    pl__append_plain(text, code);
+}
+
 /* Takes what is complete out of `pending`: code points, and U+FFFD for each maximal ill-formed beginning. Unless
  * `flush`, up to three bytes of a sequence that may yet be completed stay. */
 static size_t pl__drain(pl__text *text, uint8_t *pending, size_t count, int flush) {
@@ -913,6 +933,7 @@ pl_status pl_tokenizer_decode(const pl_tokenizer *tokenizer, const int32_t *ids,
     uint8_t pending[8];
     size_t waiting = 0;
     size_t i;
+    int is_first = 1;
     if (tokenizer == NULL || tokenizer->data == NULL || text_bytes == NULL || (ids == NULL && count != 0) ||
         (text == NULL && capacity != 0)) {
         return PL_ERROR_ARGUMENT;
@@ -921,21 +942,34 @@ pl_status pl_tokenizer_decode(const pl_tokenizer *tokenizer, const int32_t *ids,
     result.capacity = capacity;
     result.length = 0;
     result.solid = 0;
+    result.has_marks = (tokenizer->flags & PL__FLAG_END_MARKS) != 0;
+    result.matched = 0;
     for (i = 0; i < count; ++i) {
         const uint32_t id = (uint32_t)ids[i];
-        uint32_t from;
-        uint32_t end;
+        const uint8_t *token;
+        size_t bytes;
+        size_t from = 0;
         if (id >= (uint32_t)tokenizer->vocab_size || pl__is_special(tokenizer, id)) {
             continue;
         }
-        from = pl__word(tokenizer, tokenizer->at_tokens, id);
-        end = pl__word(tokenizer, tokenizer->at_tokens, (size_t)id + 1u);
-        for (; from < end; ++from) {
-            pending[waiting++] = tokenizer->data[tokenizer->at_blob + from];
+        token = pl__token(tokenizer, id, &bytes);
+        if (tokenizer->model == PL__WORDPIECE && bytes != 0) {
+            const uint8_t joint = tokenizer->data[tokenizer->at_joints + id];
+            if (is_first) {
+                is_first = 0;
+            } else if (joint == PL__JOINT_SPACE) {
+                pl__append(&result, ' ');
+            } else if (joint == PL__JOINT_CONTINUED) {
+                from = 2;
+            }
+        }
+        for (; from < bytes; ++from) {
+            pending[waiting++] = token[from];
             waiting = pl__drain(&result, pending, waiting, 0);
         }
     }
     (void)pl__drain(&result, pending, waiting, 1);
+    pl__let_go(&result);
     *text_bytes = result.solid;
     return result.solid > capacity ? PL_ERROR_CAPACITY : PL_OK;
 }
