@@ -48,7 +48,7 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     filter: Literal["bicubic", "bilinear"] = "bicubic"
     matte: tuple[int, int, int] = (255, 255, 255)
     pad_colour: tuple[int, int, int] = (0, 0, 0)
-    formats: tuple[str, ...] = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    formats: tuple[str, ...] = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
     max_pixels: int = 64_000_000
     max_bytes: int = 64 * 2**20
     max_aspect: int = 100

@@ -19,8 +19,9 @@ from PIL import Image
 
 from pocketlens.core.errors import PictureError
 from pocketlens.core.events import EmbeddingServed, EventSink, PictureRefused
-from pocketlens.core.preprocess import Picture, PreprocessSpec, preprocess, read_bytes
+from pocketlens.core.preprocess import Picture, PreprocessSpec, read_bytes
 from pocketlens.runtime.embedder import Embedder
+from pocketlens.runtime.picture_worker import PictureReader
 from pocketlens.runtime.pipeline import overlapped
 from pocketlens.runtime.results import ReadEmbedding, Refusal
 
@@ -47,23 +48,27 @@ class ImageEmbedding:
         embedder: runs the image encoder.
         spec: the bundle's.
         model_version: for the events.
+        reader: turns pictures into pixels; safe for threads.
         sink: told in the thread that reads the results, and in their order; it need not be safe for threads.
     """
 
-    def __init__(self, embedder: Embedder, spec: PreprocessSpec, model_version: str, sink: EventSink) -> None:
+    def __init__(
+        self, embedder: Embedder, spec: PreprocessSpec, model_version: str, sink: EventSink, reader: PictureReader
+    ) -> None:
         self._embedder = embedder
         self._spec = spec
         self._model_version = model_version
         self._sink = sink
+        self._reader = reader
 
     def pictures(
         self, pictures: Iterable[Picture], *, batch_size: int, threads: int, max_pixels: int | None
     ) -> Iterator[NDArray[np.float32] | Refusal]:
         """Yield a vector or a refusal for each picture; see `Lens.embed_images`."""
         spec = self._limited(max_pixels)
-        given = pictures if threads == 1 else (_in_hand(picture, spec) for picture in pictures)
+        given = pictures if threads == 1 else (self._in_hand(picture, spec) for picture in pictures)
         results = self._results(
-            given, lambda index, picture: _Ready(_pixels(index, picture, spec), None), batch_size, threads
+            given, lambda index, picture: _Ready(self._pixels(index, picture, spec), None), batch_size, threads
         )
         return _outcomes(results)
 
@@ -84,7 +89,7 @@ class ImageEmbedding:
             try:
                 data = read(item)
                 digest = sha256(data).hexdigest()
-                return _Ready(preprocess(data, spec), digest)
+                return _Ready(self._reader.prepare(data, spec), digest)
             except PictureError as error:
                 return _Ready(Refusal(index, error.what, error), digest)
 
@@ -127,31 +132,29 @@ class ImageEmbedding:
                     self._sink.emit(EmbeddingServed(self._model_version, "image", count, batch_ms))
                 yield from results
 
+    def _in_hand(self, picture: Picture, spec: PreprocessSpec) -> Picture | _InHand:
+        """Return what threads may take their time with: nothing that the caller may change or close meanwhile."""
+        if isinstance(picture, (str, os.PathLike, bytes)):
+            return picture
+        try:
+            if isinstance(picture, (Image.Image, np.ndarray)):
+                return _InHand(self._reader.prepare(picture, spec))
+            return read_bytes(picture, max_bytes=spec.max_bytes)
+        except PictureError as error:
+            return _InHand(error)
+
+    def _pixels(self, index: int, picture: Picture | _InHand, spec: PreprocessSpec) -> NDArray[np.uint8] | Refusal:
+        try:
+            if not isinstance(picture, _InHand):
+                return self._reader.prepare(picture, spec)
+            if isinstance(picture.outcome, PictureError):
+                raise picture.outcome
+            return picture.outcome
+        except PictureError as error:
+            return Refusal(index, error.what, error)
+
 
 def _outcomes(results: Generator[ReadEmbedding]) -> Generator[NDArray[np.float32] | Refusal]:
     with closing(results):
         for result in results:
             yield result.outcome
-
-
-def _in_hand(picture: Picture, spec: PreprocessSpec) -> Picture | _InHand:
-    """Return what threads may take their time with: nothing that the caller may change or close meanwhile."""
-    if isinstance(picture, (str, os.PathLike, bytes)):
-        return picture
-    try:
-        if isinstance(picture, (Image.Image, np.ndarray)):
-            return _InHand(preprocess(picture, spec))
-        return read_bytes(picture, max_bytes=spec.max_bytes)
-    except PictureError as error:
-        return _InHand(error)
-
-
-def _pixels(index: int, picture: Picture | _InHand, spec: PreprocessSpec) -> NDArray[np.uint8] | Refusal:
-    try:
-        if not isinstance(picture, _InHand):
-            return preprocess(picture, spec)
-        if isinstance(picture.outcome, PictureError):
-            raise picture.outcome
-        return picture.outcome
-    except PictureError as error:
-        return Refusal(index, error.what, error)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ from pocketlens.core.events import (
     EventSink,
     PictureRefused,
 )
-from pocketlens.core.preprocess import Picture, preprocess, read_bytes
+from pocketlens.core.preprocess import Picture, read_bytes
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.runtime.captioner import Captioner
 from pocketlens.runtime.confidence import check_confidence
@@ -32,6 +32,7 @@ from pocketlens.runtime.engines import Engine
 from pocketlens.runtime.engines.fallback import FallbackEngine
 from pocketlens.runtime.engines.specs import EngineSpec
 from pocketlens.runtime.image_embedding import ImageEmbedding
+from pocketlens.runtime.picture_worker import InProcess, PictureReader, picture_reader
 from pocketlens.runtime.pipeline import available_cores
 from pocketlens.runtime.results import CaptionPiece, Description, ReadEmbedding, Refusal
 from pocketlens.runtime.selection import Plan, plan_engines
@@ -51,6 +52,7 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     tuned: bool = True,
+    decode: Literal["in_process", "worker"] = "in_process",
     sink: EventSink = NULL_SINK,
     fallback: CaptionFallback | None = None,
 ) -> "Lens":
@@ -68,6 +70,8 @@ def load(
             for each physical core; and of `Lens.embed_images`, by default one for each core that this
             process may use.
         tuned: whether a measurement of `pocketlens tune` is used where there is one.
+        decode: `in_process`, or `worker` for pictures of unknown origin: they are decoded in other processes with
+            limits of memory and time (docs/pictures.md). `Lens.close` ends these.
         sink: takes the events of this lens.
         fallback: asked after each device caption of an encoded picture.
 
@@ -93,6 +97,7 @@ def load(
         sink=sink,
         fallback=fallback,
         threads=threads,
+        reader=picture_reader(decode, workers=threads),
     )
     load_ms = (perf_counter() - started) * 1000
     sink.emit(EngineLoaded(lens.model_version, opened.name, lens.precision, load_ms, plan.chosen_by))
@@ -132,6 +137,7 @@ class Lens:
         sink: EventSink = NULL_SINK,
         fallback: CaptionFallback | None = None,
         threads: int | None = None,
+        reader: PictureReader | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
@@ -143,8 +149,9 @@ class Lens:
         self._sink = sink
         self._fallback = fallback
         self._threads = threads or available_cores()
+        self._reader: PictureReader = reader or InProcess()
         self._embedder = Embedder(engine, tokenizer, dim=self.dim, parallel=self._parallel_engine(plan))
-        self._images = ImageEmbedding(self._embedder, self._spec, self.model_version, sink)
+        self._images = ImageEmbedding(self._embedder, self._spec, self.model_version, sink, self._reader)
         self._captioner: Captioner | None = None
         if manifest.caption is not None and self.captions_pictures:
             self._captioner = Captioner(
@@ -160,6 +167,10 @@ class Lens:
     def captions_pictures(self) -> bool:
         """Whether this bundle can caption; all bundles can embed pictures."""
         return "caption" in self.bundle.manifest.tasks
+
+    def close(self) -> None:
+        """End decoding processes, where there are any. What the lens did in this process needs no closing."""
+        self._reader.close()
 
     def embed_image(self, picture: Picture) -> NDArray[np.float32]:
         """Return the embedding of one picture: `(D,)` float32, unit norm.
@@ -431,11 +442,11 @@ class Lens:
     def _prepare(self, index: int, picture: Picture) -> _Prepared | Refusal:
         try:
             if self._fallback is None or isinstance(picture, (Image.Image, np.ndarray)):
-                return _Prepared(preprocess(picture, self._spec), None)
+                return _Prepared(self._reader.prepare(picture, self._spec), None)
             # Read once: the fallback gets the very bytes that the device captioned.
             encoded = read_bytes(picture, max_bytes=self._spec.max_bytes)
             try:
-                return _Prepared(preprocess(encoded, self._spec), encoded)
+                return _Prepared(self._reader.prepare(encoded, self._spec), encoded)
             except PictureError as error:
                 if isinstance(picture, (str, os.PathLike)):
                     error.what = os.fsdecode(picture)

@@ -10,10 +10,10 @@ import json
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from pocketlens.core.errors import PocketlensError
+from pocketlens.runtime.limits import address_space, limit
 from pocketlens.runtime.sandbox import FRAME
 
 __all__ = ["main"]
@@ -25,16 +25,16 @@ def main() -> None:
     """Carry out the order on stdin."""
     pipe = int(sys.argv[1])
     order = json.load(sys.stdin.buffer)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_CPU, order["cpu_s"], grace=1)  # SIGXCPU says why; SIGKILL a second later cannot be caught
-    _limit(resource.RLIMIT_FSIZE, order["file_bytes"])
-    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, order["cpu_s"], grace=1)  # SIGXCPU says why; SIGKILL a second later cannot be caught
+    limit(resource.RLIMIT_FSIZE, order["file_bytes"])
+    limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     for module in order["preload"]:
         importlib.import_module(module)
     module, _, name = order["function"].partition(":")
     function = getattr(importlib.import_module(module), name)
-    if size := _address_space():
-        _limit(resource.RLIMIT_AS, size + order["memory_bytes"])
+    if size := address_space():
+        limit(resource.RLIMIT_AS, size + order["memory_bytes"])
     try:
         result = function(bytes.fromhex(order["argument"]), lambda text: _send(pipe, b"N", text.encode()))
         _send(pipe, b"R", result)
@@ -60,20 +60,6 @@ def _send(pipe: int, kind: bytes, body: bytes) -> None:
     data = FRAME.pack(kind, len(body)) + body
     while data:
         data = data[os.write(pipe, data) :]
-
-
-def _limit(what: int, value: int, *, grace: int = 0) -> None:
-    _, most = resource.getrlimit(what)
-    soft, hard = (v if most == resource.RLIM_INFINITY else min(v, most) for v in (value, value + grace))
-    resource.setrlimit(what, (soft, hard))
-
-
-def _address_space() -> int:
-    """Return the size of this process's address space in bytes, 0 where the system does not say."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return 0
-    return int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

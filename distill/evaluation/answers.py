@@ -107,6 +107,7 @@ def ask(
     pictures = [sample.picture(folder) for sample in samples]
     probed = sorted({probe.picture for probe in questions.probes}) if system.scores_texts else []
     watch = _Watch(progress, len(pictures) * (1 + len(questions.corruptions)) + len(probed))
+    watch.add(0)  # now the clock runs
     texts, owners = _texts(system, samples)
     images, captions, confidences = _look(system, pictures, watch)
     clip, ref_clip = _judged(judge, samples, captions) if captions else ((), ())

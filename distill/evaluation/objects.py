@@ -27,7 +27,7 @@ from pocketlens.core.errors import DataError
 from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.scenes.truth import SYNONYMS
 
-__all__ = ["ObjectTable", "object_table", "read_object_table", "true_kinds"]
+__all__ = ["ObjectTable", "counted", "object_table", "read_object_table", "true_kinds"]
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _VOWELS: Final = frozenset("aeiou")
@@ -127,15 +127,20 @@ def object_table(name: str) -> ObjectTable:
 
 
 def true_kinds(samples: Sequence[Sample], table: ObjectTable) -> list[frozenset[str]]:
-    """Return what each picture shows: its `kinds`, or what any of its human captions names.
+    """Return what each picture shows: its `kinds` where all are classes of `table`, or what its human captions name.
 
     Without a list of the objects, CHAIR takes the human captions for the truth (Rohrbach et al. 2018, section 3.1).
     Whatever no human mentioned counts as absent then, so that the figures are an upper bound.
     """
     return [
-        frozenset(sample.kinds) if sample.kinds else frozenset().union(*map(table.mentioned, sample.captions))
+        frozenset(sample.kinds) if counted(sample, table) else frozenset().union(*map(table.mentioned, sample.captions))
         for sample in samples
     ]
+
+
+def counted(sample: Sample, table: ObjectTable) -> bool:
+    """Return whether somebody counted the objects of the picture, in classes of `table`."""
+    return bool(sample.kinds) and set(sample.kinds) <= set(table.classes)
 
 
 def _parsed(text: str, source: str) -> ObjectTable:

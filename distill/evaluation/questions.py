@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pocketlens.core.errors import DataError
 from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from pocketlens.distill.evaluation.objects import ObjectTable, object_table, true_kinds
+from pocketlens.distill.evaluation.objects import ObjectTable, counted, object_table, true_kinds
 from pocketlens.distill.evaluation.probes import Probe, draw_probes
 from pocketlens.distill.evaluation.subjects import Opened
 from pocketlens.distill.evaluation.zero_shot import ClassPrompts, read_class_prompts, scene_prompts
@@ -98,8 +98,9 @@ def prepare_questions(
     Raises:
         DataError: a table is malformed, or there is no such corruption.
     """
-    counted = bool(samples) and all(sample.kinds for sample in samples)
-    table = object_table(("scenes" if counted else "photo") if objects == "auto" else objects)
+    scenes = object_table("scenes")
+    drawn = bool(samples) and all(counted(sample, scenes) for sample in samples)
+    table = object_table(("scenes" if drawn else "photo") if objects == "auto" else objects)
     strange = sorted({*map(str, set(severities) - set(SEVERITIES)), *(set(robustness) - set(CORRUPTIONS))})
     if strange:
         raise DataError(
@@ -110,12 +111,12 @@ def prepare_questions(
         )
     truths = true_kinds(samples, table)
     probes = draw_probes(truths, ids=[sample.id for sample in samples], seed=seed) if probed_pictures else []
-    prompts = read_class_prompts(classes) if classes is not None else scene_prompts() if counted else None
+    prompts = read_class_prompts(classes) if classes is not None else scene_prompts() if drawn else None
     return Questions(
         seed=seed,
         table=table,
         truths=tuple(truths),
-        counted=counted,
+        counted=all(counted(sample, table) for sample in samples),
         probes=tuple(probe for probe in probes if probe.picture < probed_pictures),
         classes=prompts,
         corruptions=tuple((kind, severity) for kind in robustness for severity in severities),

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from pocketlens.core.errors import StoreError
 from pocketlens.runtime.store.building import memory_bytes
 from pocketlens.runtime.store.copies import copied_rows, duplicate_groups
-from pocketlens.runtime.store.database import connect, database_errors, from_column, snapshot, to_column, transaction
+from pocketlens.runtime.store.database import connect, database_errors, snapshot, transaction
 from pocketlens.runtime.store.entries import count_entries, hits_of, vectors_of
 from pocketlens.runtime.store.erasure import erase_scope, finish_erasures, rewrite
-from pocketlens.runtime.store.filters import below
 from pocketlens.runtime.store.indexes import Indexes
 from pocketlens.runtime.store.models import Model, bound_model
 from pocketlens.runtime.store.nearest import drop_index
 from pocketlens.runtime.store.query import Query
+from pocketlens.runtime.store.remembered import known_files, refused_files
 from pocketlens.runtime.store.rows import Dtype, Filter, Hit, Known, Receipt, Refused, Row, Written
 from pocketlens.runtime.store.upgrade import Upgrade
-from pocketlens.runtime.store.upkeep import Damage, StoreStats, find_damage, remove_damage, store_stats
+from pocketlens.runtime.store.upkeep import Damage, StoreStats, find_damage, raise_damage, remove_damage, store_stats
 from pocketlens.runtime.store.writing import (
     checked_vectors,
     label_files,
@@ -184,17 +184,8 @@ class Store:
 
         `itself`: of a file with exactly this path as well.
         """
-        condition, bounds = below(folder)
-        if itself:
-            condition, bounds = f"({condition} OR f.file_id = ?)", [*bounds, to_column(os.fspath(folder))]
-        sql = (
-            f"SELECT f.file_id, f.sha256, f.size_bytes, f.mtime_ns FROM files f WHERE f.tenant = ? AND {condition} "
-            "AND EXISTS (SELECT 1 FROM entries e WHERE e.file = f.id AND e.model = ?)"
-        )
         with self._reading():
-            rows = self._connection.execute(sql, (tenant, *bounds, self._model.id))
-            known = (Known(path=from_column(row[0]), sha256=row[1], size_bytes=row[2], mtime_ns=row[3]) for row in rows)
-            return {item.path: item for item in known}
+            return known_files(self._connection, self._model, folder, tenant=tenant, itself=itself)
 
     def copies(self, sha256s: Collection[bytes], *, tenant: str = "") -> dict[bytes, list[Row]]:
         """Return the rows of files with these checksums, by checksum: what a copy or a moved file would get too."""
@@ -204,9 +195,7 @@ class Store:
     def refused(self, *, tenant: str = "") -> list[Refused]:
         """Return the files that were refused when they were last looked at, sorted by path."""
         with self._reading():
-            rows = self._connection.execute("SELECT path, kind, message FROM refused WHERE tenant = ?", (tenant,))
-            found = [Refused(path=from_column(path), kind=str(kind), message=str(text)) for path, kind, text in rows]
-        return sorted(found, key=lambda item: item.path)
+            return refused_files(self._connection, tenant)
 
     def search(
         self,
@@ -341,15 +330,8 @@ class Store:
         Raises:
             StoreError: it is damaged; the message is the first finding.
         """
-        for damage in self.damages():
-            where = f" ({damage.path})" if damage.path else ""
-            raise StoreError(
-                f"store {self.path}",
-                expected="an undamaged store",
-                found=f"{damage.kind} {damage.id}{where}: {damage.found}",
-                remedy="Run `pocketlens store repair`, or move the file away and run `pocketlens index` again; "
-                "the pictures are untouched.",
-            )
+        with self._lock, database_errors(self.path):
+            raise_damage(find_damage(self._connection), self.path)
 
     def repair(self) -> int:
         """Remove damaged rows, make the index of captions anew, drop the other indexes; return what was wrong.
@@ -360,9 +342,7 @@ class Store:
             StoreError: SQLite's own structure is damaged; that cannot be mended row by row.
         """
         with self._lock, database_errors(self.path):
-            for damage in find_damage(self._connection):
-                if damage.kind == "database":
-                    self.check()
+            raise_damage((item for item in find_damage(self._connection) if item.kind == "database"), self.path)
             with transaction(self._connection):
                 count = remove_damage(self._connection)
             drop_index(self.path)

@@ -1,6 +1,6 @@
 """Check, repair, compact and count: what keeps a store usable after bad luck."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -8,13 +8,14 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from pocketlens.core.errors import StoreError
 from pocketlens.runtime.store.database import from_column
 from pocketlens.runtime.store.encoding import blob_bytes
 from pocketlens.runtime.store.nearest import index_folder_of
 from pocketlens.runtime.store.rows import Dtype
 from pocketlens.runtime.store.schema import entry_checksum, file_checksum
 
-__all__ = ["Damage", "StoreStats", "find_damage", "remove_damage", "store_stats"]
+__all__ = ["Damage", "StoreStats", "find_damage", "raise_damage", "remove_damage", "store_stats"]
 
 _BLOCK_ROWS: Final = 1024
 _FILES: Final = """
@@ -97,6 +98,23 @@ def find_damage(connection: apsw.Connection) -> Iterator[Damage]:
         connection.execute("INSERT INTO words(words, rank) VALUES('integrity-check', 1)")
     except apsw.CorruptError as error:
         yield Damage(kind="words", id=0, path="", found=str(error))
+
+
+def raise_damage(damages: Iterable[Damage], path: Path) -> None:
+    """Raise the first of `damages`, if there is one.
+
+    Raises:
+        StoreError: there is one.
+    """
+    for damage in damages:
+        where = f" ({damage.path})" if damage.path else ""
+        raise StoreError(
+            f"store {path}",
+            expected="an undamaged store",
+            found=f"{damage.kind} {damage.id}{where}: {damage.found}",
+            remedy="Run `pocketlens store repair`, or move the file away and run `pocketlens index` again; "
+            "the pictures are untouched.",
+        )
 
 
 def remove_damage(connection: apsw.Connection) -> int:

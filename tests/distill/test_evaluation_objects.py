@@ -92,6 +92,8 @@ def test_chair_by_hand_with_human_captions_for_the_truth() -> None:
     assert figures["missed"].value == pytest.approx(1 / 3)  # of dog, bus, cat the bus
     counted = [Sample(id="1", image="1.jpg", captions=("a dog",), kinds=("bus",))]
     assert true_kinds(counted, TABLE) == [{"bus"}]
+    strange = [Sample(id="1", image="1.jpg", captions=("a dog",), kinds=("starship",))]  # no class of this table
+    assert true_kinds(strange, TABLE) == [{"dog"}]
 
 
 TRUTHS = [

@@ -217,7 +217,7 @@ def test_pictures_made_worse_are_looked_at_and_their_loss_is_relative(folder: Pa
         0.5,
     )
     assert figures["noise-2_loss_cider"].value == 0.0
-    assert done == [("s", 4, 12), ("s", 8, 12), ("s", 12, 12)]
+    assert done == [("s", 0, 12), ("s", 4, 12), ("s", 8, 12), ("s", 12, 12)]
     with pytest.raises(DataError, match="found 7, fog"):
         _questions(samples, robustness=("fog",), severities=(7,))
 

@@ -423,7 +423,7 @@ def test_an_index_killed_in_the_middle_goes_on_where_it_was(bundle: Path, folder
         while committed == 20:
             assert process.poll() is None, process.communicate()
             watcher.execute("BEGIN IMMEDIATE")  # while this is held, the other side cannot commit
-            committed = watcher.execute("SELECT count(*) FROM pictures").get
+            committed = watcher.execute("SELECT count(*) FROM entries").get
             if committed > 20:
                 process.kill()
                 process.wait()

@@ -386,3 +386,24 @@ def test_numbers_below_one_are_refused(lens: Lens, pictures: list[bytes], name: 
 
 def test_the_bundle_of_a_lens_is_the_verified_one(lens: Lens, bundle_path: Path) -> None:
     assert lens.bundle == load_bundle(bundle_path)
+
+
+def test_pictures_of_unknown_origin_are_decoded_elsewhere_with_the_same_answers(
+    lens: Lens, bundle_path: Path, pictures: list[bytes], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(pictures[0][: len(pictures[0]) // 2])
+    careful = load(bundle_path, threads=2, decode="worker")
+    try:
+        expected = list(lens.embed_images(pictures))
+        found = list(careful.embed_images([*pictures, broken]))
+        for own, other in zip(found[:-1], expected, strict=True):
+            np.testing.assert_allclose(own, other, atol=1e-6)
+        assert isinstance(found[-1], Refusal)
+        assert careful.caption(pictures[1]).token_ids == lens.caption(pictures[1]).token_ids
+    finally:
+        careful.close()
+    with pytest.raises(EngineError, match="closed"):
+        careful.embed_image(pictures[0])
+    with pytest.raises(ValueError, match="decode"):
+        load(bundle_path, decode="elsewhere")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlens.commands.options import AsJson, BundlePath, Engine, Files, Precision, Threads
+from pocketlens.commands.options import AsJson, BundlePath, Engine, Files, Precision, Threads, Untrusted, decoded_in
 from pocketlens.commands.refused import list_refused
 from pocketlens.console import out, out_json, printable, say
 from pocketlens.core.errors import CloudError
@@ -48,6 +48,7 @@ def caption(
     engine: Engine = None,
     precision: Precision = None,
     threads: Threads = None,
+    untrusted: Untrusted = False,
     cloud: Annotated[str | None, typer.Option(help="Address of a `pocketlens serve` to ask when unsure.")] = None,
     consent: Annotated[bool, typer.Option("--consent", help="I agree that unsure pictures are sent there.")] = False,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="With --cloud: unsure below this confidence.")] = 0.5,
@@ -83,7 +84,15 @@ def caption(
         raise typer.BadParameter("--stream writes one caption as it grows: not with --beam or --num-captions above 1.")
     sink = sink_from_environment()
     with _fallback(cloud, consent=consent, threshold=threshold, sink=sink) as fallback:
-        lens = load(bundle, engine=engine, precision=precision, threads=threads, sink=sink, fallback=fallback)
+        lens = load(
+            bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            decode=decoded_in(untrusted),
+            sink=sink,
+            fallback=fallback,
+        )
         write = _streamed if stream else _finished
         refused = write(lens, files, decoding, as_json=as_json)
     return list_refused(refused, files, as_json=as_json)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pocketlens.commands.options import AsJson, BundlePath, Engine, Files, Precision, Threads
+from pocketlens.commands.options import AsJson, BundlePath, Engine, Files, Precision, Threads, Untrusted, decoded_in
 from pocketlens.commands.refused import SOME_REFUSED, list_refused
 from pocketlens.console import out, out_json, printable, progress, say
 
@@ -41,6 +41,7 @@ def embed(
     engine: Engine = None,
     precision: Precision = None,
     threads: Threads = None,
+    untrusted: Untrusted = False,
     batch_size: BatchSize = 4,
     max_pixels: MaxPixels = None,
     workers: Workers = "here",
@@ -56,7 +57,14 @@ def embed(
         raise typer.BadParameter("a cluster embeds whole folders: give --out too", param_hint="--workers")
     if out_path is not None and len(files) != 1:
         raise typer.BadParameter("one folder, .tar or .parquet at a time goes into --out", param_hint="FILE")
-    lens = load(bundle, engine=engine, precision=precision, threads=threads, sink=sink_from_environment())
+    lens = load(
+        bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        decode=decoded_in(untrusted),
+        sink=sink_from_environment(),
+    )
     if out_path is not None:
         if workers == "ray":
             from pocketlens.runtime.distributed.ray_embedding import embed_on_ray

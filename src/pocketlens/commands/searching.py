@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlens.commands.options import AsJson, BundlePath, Engine, Precision, Threads
+from pocketlens.commands.options import AsJson, BundlePath, Engine, Precision, Threads, Untrusted, decoded_in
 from pocketlens.commands.refused import SOME_REFUSED
 from pocketlens.console import out, out_json, printable, progress, say
 from pocketlens.core.errors import StoreError
@@ -44,6 +44,7 @@ def index(
     engine: Engine = None,
     precision: Precision = None,
     threads: Threads = None,
+    untrusted: Untrusted = False,
     as_json: AsJson = False,
 ) -> int:
     """Make a folder searchable. Run it again after a kill or when files change: it goes on from there."""
@@ -54,7 +55,14 @@ def index(
 
     if dtype not in DTYPES:
         raise StoreError("--dtype", expected=" or ".join(DTYPES), found=dtype, remedy="Name one of these.")
-    lens = load(bundle, engine=engine, precision=precision, threads=threads, sink=sink_from_environment())
+    lens = load(
+        bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        decode=decoded_in(untrusted),
+        sink=sink_from_environment(),
+    )
     path = store or _default_store(folder)
 
     def show(done: "IndexReport") -> None:
