@@ -25,7 +25,8 @@ _ENTRY: Final = "file, model, at_ms, until_ms, modality, dtype, caption, confide
 _FILE: Final = "f.tenant, f.file_id, f.version, f.sha256, f.size_bytes, f.mtime_ns, f.album, f.visibility, f.taken_at"
 _HIT: Final = (
     f"SELECT e.id, e.checksum, e.vector, {', '.join('e.' + name for name in _ENTRY.split(', '))}, f.checksum, {_FILE} "
-    "FROM entries e JOIN files f ON f.id = e.file WHERE e.id IN ({}) AND e.model = ?"
+    # The plus keeps SQLite from going through the index of models, which took 2.5 × as long.
+    "FROM entries e JOIN files f ON f.id = e.file WHERE e.id IN ({}) AND +e.model = ?"
 )
 
 
@@ -61,7 +62,8 @@ def vectors_of(connection: apsw.Connection, model: Model, ids: Sequence[int]) ->
     for first in range(0, len(ids), _IDS_AT_ONCE):
         part = ids[first : first + _IDS_AT_ONCE]
         sql = (
-            f"SELECT id, checksum, vector, {_ENTRY} FROM entries WHERE id IN ({_marks(part)}) AND model = ? ORDER BY id"
+            f"SELECT id, checksum, vector, {_ENTRY} FROM entries "
+            f"WHERE id IN ({_marks(part)}) AND +model = ? ORDER BY id"
         )
         yield _stacked(connection.execute(sql, (*_padded(part), model.id)).fetchall(), model)
 

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pocketlens.core.bundle import Bundle, GraphRecord, write_bundle
+from pocketlens.core.bundle import Bundle, write_bundle
 from pocketlens.core.errors import BundleSchemaError, BundleTampered, EngineError
 from pocketlens.export import verify_bundle
 
@@ -91,19 +91,18 @@ def test_variants_of_other_machines_are_skipped_by_name(bundle: Bundle, tmp_path
 
 
 def test_coreml_graphs_without_parity_are_skipped_and_others_are_read(bundle: Bundle, tmp_path: Path) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(bundle.root, root)
-
-    def coreml(measured: bool) -> tuple[GraphRecord, ...]:
-        changes = {"engine": "coreml", "target": "coreml"} | ({} if measured else {"parity": None})
-        return tuple(
-            msgspec.structs.replace(g, **changes) if g.precision == "int8" else g for g in bundle.manifest.graphs
+    def coreml(folder: str, **changes: object) -> Path:
+        shutil.copytree(bundle.root, tmp_path / folder / "copy")
+        graphs = tuple(
+            msgspec.structs.replace(g, engine="coreml", target="coreml", **changes) if g.precision == "int8" else g
+            for g in bundle.manifest.graphs
         )
+        return resealed(bundle, tmp_path / folder / "copy", graphs=graphs)
 
-    report = verify_bundle(resealed(bundle, root, graphs=coreml(measured=False)))
-    assert report.skipped == ("coreml-int8",)
+    assert verify_bundle(coreml("unmeasured", parity=None)).skipped == ("coreml-int8",)
+    measured = coreml("measured")
     with pytest.raises(EngineError, match="CoreML package"):  # it is an ONNX file
-        verify_bundle(resealed(bundle, root, graphs=coreml(measured=True)))
+        verify_bundle(measured)
 
 
 def test_a_variant_that_lacks_a_graph_is_checked_with_what_it_has(bundle: Bundle, tmp_path: Path) -> None:
