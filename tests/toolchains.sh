@@ -3,7 +3,7 @@
 # Without them those tests are skipped, or fail where POCKETLENS_REQUIRE_TOOLCHAINS is set.
 set -euo pipefail
 missing=()
-for program in gcc g++ clang aarch64-linux-gnu-gcc qemu-aarch64-static; do
+for program in gcc g++ clang aarch64-linux-gnu-gcc qemu-aarch64-static chromium; do
     command -v "$program" > /dev/null || missing+=("$program")
 done
 # clang may be there without the libraries of its sanitizers

@@ -293,6 +293,9 @@ def test_text_is_readable_in_both_colour_schemes(page: Page, scheme: str) -> Non
     red = int(ground.partition("(")[2].partition(",")[0])
     assert red < 64 if scheme == "dark" else red > 192
     _readable(page)
+    page.evaluate("document.documentElement.style.setProperty('--quiet', '#777777')")
+    assert any(ratio < 4.5 for ratio, *_ in page.evaluate(CONTRASTS))  # the check itself would notice
+    page.evaluate("document.documentElement.style.removeProperty('--quiet')")
     page.evaluate("document.querySelector('#search').requestSubmit()")
     page.wait("!document.querySelector('#failure').hidden")
     _readable(page)
