@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the compilers and the emulator that the device kit's tests need, where they are missing and can be installed.
+# Installs the compilers and the emulator that the device kit's tests need, and the browser of the page tests, where they are missing and can be installed.
 # Without them those tests are skipped, or fail where POCKETLENS_REQUIRE_TOOLCHAINS is set.
 set -euo pipefail
 missing=()
@@ -17,5 +17,5 @@ if ! command -v apt-get > /dev/null || [ "$(id -u)" -ne 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get install -qy --no-install-recommends gcc g++ libc6-dev clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+apt-get install -qy --no-install-recommends gcc g++ libc6-dev clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static chromium
 apt-get install -qy --no-install-recommends "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
