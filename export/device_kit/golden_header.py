@@ -33,6 +33,7 @@ _TEXTS: Final = (
     "<pad>a<eos>b <bos",
     "nul \0 and \x1f",
     "ab" * 40,
+    "##un [UNK] !<|endoftext|>! </w> \ufb01n\u00ad \u201cq\u201d \u732b\u3002\ufffd _x",
 )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -83,6 +83,7 @@ def embed_on_ray(
     precision: str | None = None,
     threads: int | None = None,
     max_pixels: int | None = None,
+    decode: Literal["in_process", "worker"] = "in_process",
     workers: int | None = None,
 ) -> Embedding:
     """Return what embeds items on a Ray cluster: the one of `RAY_ADDRESS`, or else one on this machine.
@@ -93,13 +94,14 @@ def embed_on_ray(
         precision: likewise.
         threads: CPU threads of each worker, which Ray counts as its CPUs; 1 by default.
         max_pixels: of `Lens.embed_images`.
+        decode: of `pocketlens.runtime.load`.
         workers: how many; by default as many as the cluster has room for.
 
     Raises:
         EngineError: Ray is not installed.
     """
     _ray()
-    options = {"engine": engine, "precision": precision, "threads": threads or 1}
+    options = {"engine": engine, "precision": precision, "threads": threads or 1, "decode": decode}
     root = str(Path(bundle).resolve())
 
     def embedding(items: Iterator[Item]) -> Generator[ReadEmbedding]:

@@ -70,7 +70,12 @@ def embed(
             from pocketlens.runtime.distributed.ray_embedding import embed_on_ray
 
             embedding: Embedding = embed_on_ray(
-                bundle, engine=engine, precision=precision, threads=threads, max_pixels=max_pixels
+                bundle,
+                engine=engine,
+                precision=precision,
+                threads=threads,
+                max_pixels=max_pixels,
+                decode=decoded_in(untrusted),
             )
         else:
             from pocketlens.runtime.vectors.writing import embed_here
