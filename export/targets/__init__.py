@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["TARGETS", "Runner", "Target", "open_target"]
 
 Runner = Literal["onnxruntime", "executorch", "coreml", "executorch_coreml", "executorch_vulkan", "tensorrt", "litert"]
-"""What runs a target's files. The first two run on the exporting machine; see `runtime.engines.ENGINES`."""
+"""What runs a target's files. The first two run on the exporting machine, see `runtime.engines.ENGINES`; CoreML's are
+interpreted there (`pocketlens.export.mil`)."""
 
 _CLASSES: Final = {
     "onnx": "OnnxTarget",
