@@ -57,6 +57,14 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.training_threads
 	$(BIN)/python -m benchmarks.device_kit
+	$(BIN)/python -m benchmarks.bombs
+	$(BIN)/python -m benchmarks.picture_worker
+	$(BIN)/python -m benchmarks.mutations --count 7000
+ifdef PEERS  # a python with fastembed and open_clip: what we compare ourselves with
+	$(BIN)/python -m benchmarks.throughput --peers $(PEERS)
+	$(BIN)/python -m benchmarks.throughput --peers $(PEERS) --size 12mp --count 48
+	$(BIN)/python -m benchmarks.cold_start --peers $(PEERS)
+endif
 
 clean:
 	rm -rf build dist $(VENV)
