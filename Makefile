@@ -60,6 +60,9 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bombs
 	$(BIN)/python -m benchmarks.picture_worker
 	$(BIN)/python -m benchmarks.mutations --count 7000
+	$(BIN)/python -m benchmarks.erasures --erasures 200
+	$(BIN)/python -m benchmarks.store_kills --kills 300
+	$(BIN)/python -m benchmarks.power_cuts --cuts 200
 ifdef PEERS  # a python with fastembed and open_clip: what we compare ourselves with
 	$(BIN)/python -m benchmarks.throughput --peers $(PEERS)
 	$(BIN)/python -m benchmarks.throughput --peers $(PEERS) --size 12mp --count 48
