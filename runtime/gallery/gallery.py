@@ -283,12 +283,17 @@ class Gallery:
         return hit
 
     def _status(self) -> dict[str, Any]:
+        run = self._run
+        # Asked before the status: an upgrade that ends in between is shown as running once more, never as stuck.
+        running = run is not None and run.running
         status = self._store.upgrade.status()
         if status.active != self._store.model_version:
             self._reopen()  # another process has switched
         can_return = status.previous in self._lenses
-        run = self._run
-        view = view_of(status, None, can_return=can_return) if run is None else run.view(status, can_return=can_return)
+        if run is None:
+            view = view_of(status, None, can_return=can_return)
+        else:
+            view = run.view(status, running=running, can_return=can_return)
         error = None if run is None or run.error is None else described(run.error)
         return {
             "model_version": self._store.model_version,

@@ -89,11 +89,11 @@ class UpgradeRun:
         if thread is not None:
             thread.join(_ENDING_S)
 
-    def view(self, status: UpgradeStatus, *, can_return: bool) -> UpgradeView:
-        """Return `status` with what this gallery knows of it."""
+    def view(self, status: UpgradeStatus, *, running: bool, can_return: bool) -> UpgradeView:
+        """Return `status` with what this gallery knows of it; `running` as it was before the status was read."""
         to_do = status.files - status.done - status.skipped
-        filled = status.shadow == self.lens.model_version and to_do <= 0 and not self.running
-        return view_of(status, self.lens.model_version, running=self.running, filled=filled, can_return=can_return)
+        filled = status.shadow == self.lens.model_version and to_do <= 0 and not running
+        return view_of(status, self.lens.model_version, running=running, filled=filled, can_return=can_return)
 
     def _run(self) -> None:
         try:
