@@ -100,6 +100,17 @@ class PocketlensError(Exception):
     def __str__(self) -> str:
         return f"{self.what}: expected {self.expected}; found {self.found}. {self.remedy}"
 
+    def fields(self) -> dict[str, str | int]:
+        """Return what the error says, field by field, for JSON: `error` (the class), `what`, …, `exit_code`."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "expected": self.expected,
+            "found": self.found,
+            "remedy": self.remedy,
+            "exit_code": self.exit_code,
+        }
+
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and errors cross processes.
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -119,6 +130,10 @@ class PictureError(PocketlensError):
     def __init__(self, what: str, *, kind: str, expected: str, found: str, remedy: str) -> None:
         super().__init__(what, expected=expected, found=found, remedy=remedy)
         self.kind = kind
+
+    def fields(self) -> dict[str, str | int]:
+        """Return the fields of every error and the `kind`."""
+        return {**super().fields(), "kind": self.kind}
 
 
 class BundleError(PocketlensError):

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import load_bundle
 from pocketlens.core.errors import BundleIncomplete
+from pocketlens.core.golden import read_golden
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.export.answers import Answers, Handed, Tensor, read_answers, tensor_of
 from pocketlens.export.confusions import SUSPECTS, Picture, Suspect, vary
-from pocketlens.export.golden import read_golden
 from pocketlens.export.golden_pictures import picture_of
 from pocketlens.export.golden_steps import case_spec, load_samples, steps_of
 from pocketlens.export.golden_vectors import STAGES, Case, Stage, Step, Vectors, array_sha256, read_vectors

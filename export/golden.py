@@ -1,16 +1,4 @@
-"""Golden files: pictures that ship with what a correct device makes of them.
-
-::
-
-    golden/NN.png              drawn by `pocketlens.distill.scenes`, so free to ship (CC0)
-    golden/pixels.npy          uint8 (K, H, W, 3): what preprocessing must give, bit for bit, for the
-                               first K pictures: as many as fit into 128 KiB; no file where none does
-    golden/tensor-00.png       the first of them as a picture
-    golden/embeddings.npy      float32 (N, D) of the eager student
-    golden/text_embeddings.npy float32 (M, D)
-    golden/golden.json         `Golden`
-    golden/vectors.json        what a port is held to, stage by stage: `pocketlens.export.golden_vectors`
-"""
+"""Writes a bundle's golden files; `pocketlens.core.golden` says what they are and reads them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketlens.core.errors import BundleSchemaError
+from pocketlens.core.golden import FIRST_TENSOR, GOLDEN_FOLDER, Golden
 
 if TYPE_CHECKING:
     from pocketlens.export.reference import Reference
 
-__all__ = ["Golden", "GoldenSet", "draw_golden_pictures", "read_golden", "write_golden", "write_tensors"]
+__all__ = ["draw_golden_pictures", "write_golden", "write_tensors"]
 
-_FOLDER: Final = "golden"
-_FIRST_TENSOR: Final = "tensor-00.png"
 _SIDE_PX: Final = 128
 # Neither square nor the size of any graph's input: resizing and cropping are both exercised.
 _WIDTH_PX: Final = 112
@@ -37,31 +23,12 @@ _WIDTH_PX: Final = 112
 _TENSOR_BYTES: Final = 2**17
 
 
-class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`golden.json`: file names and greedy caption ids by picture, and texts with their ids."""
-
-    pictures: tuple[str, ...]
-    caption_ids: tuple[tuple[int, ...], ...]
-    texts: tuple[str, ...]
-    text_ids: tuple[tuple[int, ...], ...]
-
-
-class GoldenSet(msgspec.Struct, frozen=True):
-    """Golden files, read: `pixels (K, H, W, 3)` uint8, `embeddings (N, D)`, `text_embeddings (M, D)`; 1 <= K <= N."""
-
-    folder: Path
-    golden: Golden
-    pixels: NDArray[np.uint8]
-    embeddings: NDArray[np.float32]
-    text_embeddings: NDArray[np.float32]
-
-
 def draw_golden_pictures(root: Path, count: int, *, seed: int) -> list[Path]:
     """Draw `count` scenes of the test split into `root / "golden"` and return their paths."""
     from pocketlens.distill.scenes.grammar import sample_scene
     from pocketlens.distill.scenes.render import render
 
-    folder = root / _FOLDER
+    folder = root / GOLDEN_FOLDER
     folder.mkdir(parents=True)
     paths = [folder / f"{index:02d}.png" for index in range(count)]
     left = (_SIDE_PX - _WIDTH_PX) // 2
@@ -73,7 +40,7 @@ def draw_golden_pictures(root: Path, count: int, *, seed: int) -> list[Path]:
 
 def write_golden(root: Path, pictures: Sequence[Path], texts: Sequence[str], reference: "Reference") -> None:
     """Write what the eager student makes of golden `pictures` and `texts` beside the pictures."""
-    folder = root / _FOLDER
+    folder = root / GOLDEN_FOLDER
     write_tensors(root, reference.pixels)
     np.save(folder / "embeddings.npy", reference.embeddings)
     np.save(folder / "text_embeddings.npy", reference.text_embeddings)
@@ -88,33 +55,8 @@ def write_golden(root: Path, pictures: Sequence[Path], texts: Sequence[str], ref
 
 def write_tensors(root: Path, pixels: NDArray[np.uint8]) -> None:
     """Write the expected tensors of golden pictures, `pixels (N, H, W, 3)`, as far as the size allows."""
-    folder = root / _FOLDER
+    folder = root / GOLDEN_FOLDER
     stored = _TENSOR_BYTES // pixels[0].nbytes
     if stored:
         np.save(folder / "pixels.npy", pixels[:stored])
-    Image.fromarray(pixels[0]).save(folder / _FIRST_TENSOR, optimize=True)
-
-
-def read_golden(root: Path) -> GoldenSet:
-    """Return the golden files of the bundle at `root`.
-
-    Raises:
-        BundleSchemaError: a file is missing or malformed.
-    """
-    folder = root / _FOLDER
-    try:
-        golden = msgspec.json.decode((folder / "golden.json").read_bytes(), type=Golden)
-        if (folder / "pixels.npy").exists():
-            pixels = np.load(folder / "pixels.npy", allow_pickle=False)
-        else:
-            with Image.open(folder / _FIRST_TENSOR) as first:
-                pixels = np.array(first)[None]
-        arrays = [np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("embeddings", "text_embeddings")]
-    except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-        raise BundleSchemaError(
-            str(folder),
-            expected="golden files as `pocketlens export` writes them",
-            found=str(error),
-            remedy="Export the bundle again.",
-        ) from error
-    return GoldenSet(folder, golden, pixels, *arrays)
+    Image.fromarray(pixels[0]).save(folder / FIRST_TENSOR, optimize=True)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.core.errors import BundleSchemaError
+from pocketlens.core.golden import GoldenSet
 from pocketlens.export.answers import Answers, Ids
-from pocketlens.export.golden import GoldenSet
 from pocketlens.export.golden_vectors import WRONG_NORMALISATION_FILE, Stage, Vectors
 from pocketlens.export.parity import cosines
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Role, load_bundle
+from pocketlens.core.golden import GoldenSet, read_golden
 from pocketlens.core.preprocess import decode, preprocess
-from pocketlens.export.golden import GoldenSet, read_golden
 from pocketlens.export.golden_steps import case_spec, decoders, results_of, steps_of
 from pocketlens.export.golden_vectors import STAGES, Case, Stage, Vectors, array_sha256, read_vectors
 from pocketlens.export.parity import GraphRunner, cosines, greedy_captions, token_agreement
@@ -124,14 +124,7 @@ def _with_tensors(golden: GoldenSet, pixels: NDArray[np.uint8], vectors: Vectors
     if vectors is not None:
         more = [i for i in range(count, len(pixels)) if array_sha256(pixels[i]) == vectors.tensors[i]]
     rows = [*range(count), *more]
-    # Empty for a bundle that does not caption.
-    captions = tuple(golden.golden.caption_ids[row] for row in rows if golden.golden.caption_ids)
-    return msgspec.structs.replace(
-        golden,
-        pixels=np.concatenate([golden.pixels, pixels[more]]) if more else golden.pixels,
-        embeddings=golden.embeddings[rows],
-        golden=msgspec.structs.replace(golden.golden, caption_ids=captions),
-    )
+    return golden.of(rows, np.concatenate([golden.pixels, pixels[more]]) if more else golden.pixels)
 
 
 def _variants(bundle: Bundle) -> dict[str, dict[Role, GraphRecord]]:
@@ -169,7 +162,7 @@ def _answers(
         image = engine.run("image_encoder", {"pixels": golden.pixels})
         yield _cosine("embedding", variant, graphs["image_encoder"], image["embedding"], golden.embeddings)
     if "text_encoder" in graphs:
-        ids = np.array(golden.golden.text_ids, dtype=np.int32)
+        ids = golden.text_ids
         found = engine.run("text_encoder", {"ids": ids})["embedding"]
         yield _cosine("text_embedding", variant, graphs["text_encoder"], found, golden.text_embeddings)
     manifest = bundle.manifest

@@ -20,8 +20,8 @@ import numpy as np
 
 from pocketlens.core.bundle import ROLES, Bundle, CaptionSpec, GraphRecord, Role
 from pocketlens.core.errors import BundleIncomplete, storage_errors
+from pocketlens.core.golden import read_golden
 from pocketlens.core.preprocess import preprocess
-from pocketlens.export.golden import read_golden
 from pocketlens.export.mil.package import open_package
 
 __all__ = ["write_xctest"]

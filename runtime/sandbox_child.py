@@ -10,7 +10,7 @@ import json
 import os
 import resource
 import sys
-from typing import Any, Final
+from typing import Final
 
 from pocketlens.core.errors import PocketlensError
 from pocketlens.runtime.limits import address_space, limit
@@ -39,21 +39,11 @@ def main() -> None:
         result = function(bytes.fromhex(order["argument"]), lambda text: _send(pipe, b"N", text.encode()))
         _send(pipe, b"R", result)
     except PocketlensError as error:
-        _send(pipe, b"E", json.dumps(_described(error)).encode())
+        _send(pipe, b"E", json.dumps(error.fields()).encode())
     except MemoryError:
         _send(pipe, b"M", b"")
     # Not a return: an inference library may crash when it is torn down, and the answer is given.
     os._exit(0)
-
-
-def _described(error: PocketlensError) -> dict[str, Any]:
-    return {
-        "error": type(error).__name__,
-        "what": error.what,
-        "expected": error.expected,
-        "found": error.found,
-        "remedy": error.remedy,
-    }
 
 
 def _send(pipe: int, kind: bytes, body: bytes) -> None:

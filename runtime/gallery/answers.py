@@ -7,7 +7,7 @@ import msgspec
 
 from pocketlens.core.errors import BundleError, DataError, PictureError, PocketlensError, StorageFull, StoreError
 
-__all__ = ["RefusedRequest", "described", "encoded", "status_of"]
+__all__ = ["RefusedRequest", "encoded", "status_of"]
 
 _STATUS: Final[tuple[tuple[type[PocketlensError], int], ...]] = (
     (PictureError, 422),
@@ -32,20 +32,6 @@ def status_of(error: PocketlensError) -> int:
     if isinstance(error, PictureError) and error.kind == "missing":
         return 404
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-def described(error: PocketlensError) -> dict[str, str | int]:
-    """Return the fields of `error`, the same as the command line writes with `--json`."""
-    kind = {"kind": error.kind} if isinstance(error, PictureError) else {}
-    return {
-        "error": type(error).__name__,
-        **kind,
-        "what": error.what,
-        "expected": error.expected,
-        "found": error.found,
-        "remedy": error.remedy,
-        "exit_code": error.exit_code,
-    }
 
 
 def encoded(value: Any) -> bytes:

@@ -9,7 +9,6 @@ import msgspec
 
 from pocketlens.core.errors import PictureError, StoreError
 from pocketlens.runtime.finding import find
-from pocketlens.runtime.gallery.answers import described
 from pocketlens.runtime.gallery.asked import Erase, Like, Search
 from pocketlens.runtime.gallery.thumbnails import Thumbnails
 from pocketlens.runtime.gallery.upgrade_run import UpgradeRun, view_of
@@ -294,7 +293,7 @@ class Gallery:
             view = view_of(status, None, can_return=can_return)
         else:
             view = run.view(status, running=running, can_return=can_return)
-        error = None if run is None or run.error is None else described(run.error)
+        error = None if run is None or run.error is None else run.error.fields()
         return {
             "model_version": self._store.model_version,
             "tenant": self._tenant,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from pocketlens.core.errors import DataError, PocketlensError
-from pocketlens.runtime.gallery.answers import RefusedRequest, described, encoded, status_of
+from pocketlens.runtime.gallery.answers import RefusedRequest, encoded, status_of
 from pocketlens.runtime.gallery.asked import MAX_JSON_BYTES, Erase, Like, Nothing, Search, parsed
 from pocketlens.runtime.gallery.assets import Asset, page_assets
 from pocketlens.runtime.gallery.gallery import Gallery
@@ -137,12 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusedRequest as refusal:
             self._refuse(refusal)
         except PocketlensError as error:
-            self._send(status_of(error), _JSON, encoded(described(error)))
+            self._send(status_of(error), _JSON, encoded(error.fields()))
 
     def _refuse(self, refusal: RefusedRequest) -> None:
         # What else was sent has not been read, so the connection cannot be used again.
         self.close_connection = True
-        self._send(refusal.status, _JSON, encoded(described(refusal.error)))
+        self._send(refusal.status, _JSON, encoded(refusal.error.fields()))
 
     def _get(self) -> None:
         guard, target = self.server.guard, urlsplit(self.path)

@@ -8,6 +8,7 @@ Letters: `K` pictures, `L` the longest caption, `N` vocabulary.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, Final
 
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Bundle, GraphRecord, Role, load_bundle
 from pocketlens.core.errors import EngineError, PocketlensError
+from pocketlens.core.golden import GoldenSet, read_golden
 from pocketlens.runtime.engines import Engine, open_engine
 from pocketlens.runtime.selection import needed_roles
-from pocketlens.runtime.tuning.golden import GoldenAnswers, read_answers
 from pocketlens.runtime.tuning.profile import Measurement
 
 __all__ = ["Candidate", "Order", "measure"]
@@ -70,7 +71,13 @@ def measure(argument: bytes, note: Callable[[str], None]) -> bytes:
     order = msgspec.json.decode(argument, type=Order)
     note("its golden files")
     bundle = load_bundle(order.root)  # hashed again: graphs are read by path from here on
-    return msgspec.json.encode(_Measuring(bundle, read_answers(bundle.root), order, note).outcomes())
+    return msgspec.json.encode(_Measuring(bundle, _golden(bundle.root), order, note).outcomes())
+
+
+def _golden(root: Path) -> GoldenSet:
+    """Return the golden files, as far as the pictures' tensors are stored."""
+    golden = read_golden(root)
+    return golden.of(range(len(golden.pixels)), golden.pixels)
 
 
 class _Right(msgspec.Struct, frozen=True):
@@ -83,7 +90,7 @@ class _Right(msgspec.Struct, frozen=True):
 
 
 class _Measuring:
-    def __init__(self, bundle: Bundle, golden: GoldenAnswers, order: Order, note: Callable[[str], None]) -> None:
+    def __init__(self, bundle: Bundle, golden: GoldenSet, order: Order, note: Callable[[str], None]) -> None:
         self._bundle = bundle
         self._golden = golden
         self._order = order
@@ -157,7 +164,7 @@ class _Measuring:
         if role == "image_encoder":
             return {"pixels": self._golden.pixels}
         if role == "text_encoder":
-            return {"ids": self._golden.ids}
+            return {"ids": self._golden.text_ids}
         if self._visual is None:
             raise EngineError(
                 role,
@@ -190,7 +197,7 @@ class _Measuring:
             except PocketlensError as error:
                 reasons.append(error.found[:100])
                 continue
-            if agreement >= _agreement_limit(decode, len(self._golden.captions)):
+            if agreement >= _agreement_limit(decode, len(self._golden.golden.caption_ids)):
                 self._cache, self._expected = cache, logits
                 return cache
             reasons.append(f"{agreement:.2f} of the golden captions")
@@ -210,7 +217,7 @@ class _Measuring:
                 remedy="Export the bundle again.",
             )
         agreement, logits = self._forced(engine, self._cache)
-        limit = _agreement_limit(record, len(self._golden.captions))
+        limit = _agreement_limit(record, len(self._golden.golden.caption_ids))
         if agreement < limit:
             raise _WrongAnswer(agreement, limit, "too few captions are the golden ones")
         likeness, least = _cosine(logits, self._expected), _LOGITS.get(record.precision, _LEAST_LOGITS)
@@ -224,7 +231,7 @@ class _Measuring:
         Each step is fed the golden id, so a graph writes the golden caption exactly if at each of its
         places the most probable id is the golden one.
         """
-        captions = self._golden.captions
+        captions = self._golden.golden.caption_ids
         longest = max(map(len, captions))
         equal = np.ones(len(captions), dtype=bool)
         logits = []
@@ -240,7 +247,7 @@ class _Measuring:
     def _step(self, place: int, cache: NDArray[Any]) -> Arrays:
         """Return the inputs of the decode step at text position `place`, for each row of `cache`."""
         manifest = self._bundle.manifest
-        ids = [(manifest.tokenizer.bos_id, *caption) for caption in self._golden.captions[: len(cache)]]
+        ids = [(manifest.tokenizer.bos_id, *caption) for caption in self._golden.golden.caption_ids[: len(cache)]]
         token = np.array([i[min(place, len(i) - 1)] for i in ids], dtype=np.int32)
         start = manifest.caption.prefix_length if manifest.caption is not None else 0
         return {"token": token, "position": np.full(len(ids), start + place, np.int32), "cache": cache}

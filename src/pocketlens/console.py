@@ -22,12 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pocketlens.core.errors import DataError, PictureError, PocketlensError, StorageFull
+from pocketlens.core.errors import DataError, PocketlensError, StorageFull
 
 __all__ = [
     "STDERR",
     "Reporter",
-    "described",
     "drop_stdout",
     "flush",
     "out",
@@ -111,7 +110,7 @@ def say(text: str) -> None:
 def show_error(error: PocketlensError, *, as_json: bool) -> int:
     """Write `error` to stderr, as one sentence or one line of JSON, and return its exit code."""
     if as_json:
-        show_json(described(error))
+        show_json(error.fields())
     else:
         STDERR.print(f"[bold red]{type(error).__name__}[/] ", end="")
         say(str(error))
@@ -121,20 +120,6 @@ def show_error(error: PocketlensError, *, as_json: bool) -> int:
 def show_json(value: Any) -> None:
     """Write `value` to stderr as one line of JSON."""
     sys.stderr.write(_as_json(value) + "\n")
-
-
-def described(error: PocketlensError) -> dict[str, str | int]:
-    """Return the fields of `error` as they appear in JSON."""
-    kind = {"kind": error.kind} if isinstance(error, PictureError) else {}
-    return {
-        "error": type(error).__name__,
-        **kind,
-        "what": error.what,
-        "expected": error.expected,
-        "found": error.found,
-        "remedy": error.remedy,
-        "exit_code": error.exit_code,
-    }
 
 
 def show_misuse(error: typer.TyperException) -> int:

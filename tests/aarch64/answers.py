@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pocketlens.core.bundle import GraphRecord, Role, load_bundle
+from pocketlens.core.golden import read_golden
 from pocketlens.core.preprocess import preprocess
-from pocketlens.export.golden import read_golden
 from pocketlens.export.parity import greedy_captions
 from pocketlens.runtime.engines import Engine, open_engine
 
@@ -28,7 +28,7 @@ def main(bundle_path: str, out: str, *pictures: str) -> None:
     inputs = {"golden": golden.pixels}
     if pictures:
         inputs["pictures"] = np.stack([preprocess(Path(picture), manifest.preprocess) for picture in pictures])
-    ids = np.array(golden.golden.text_ids, dtype=np.int32)
+    ids = golden.text_ids
     variants: dict[str, dict[Role, GraphRecord]] = {}
     for record in manifest.graphs:
         if record.engine == "onnxruntime":

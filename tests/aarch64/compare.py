@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pocketlens.core.bundle import load_bundle
-from pocketlens.export.golden import read_golden
+from pocketlens.core.golden import read_golden
 from pocketlens.export.parity import cosines
 
 _FP32_COSINE = 0.9999

@@ -9,8 +9,9 @@ from PIL import Image
 
 from pocketlens.core.bundle import Bundle
 from pocketlens.core.errors import BundleSchemaError
+from pocketlens.core.golden import read_golden
 from pocketlens.core.preprocess import PreprocessSpec, fit_pixels, preprocess
-from pocketlens.export.golden import draw_golden_pictures, read_golden, write_tensors
+from pocketlens.export.golden import draw_golden_pictures, write_tensors
 from pocketlens.export.golden_cases import write_vectors
 from pocketlens.export.golden_steps import case_spec, results_of, steps_of, turned
 from pocketlens.export.golden_vectors import STAGES, VECTORS_FILE, Tolerance, Vectors, array_sha256, read_vectors

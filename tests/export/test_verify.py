@@ -1,3 +1,4 @@
+import math
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from pocketlens.core.bundle import Bundle, write_bundle
 from pocketlens.core.errors import BundleSchemaError, BundleTampered, EngineError
+from pocketlens.core.golden import read_golden
 from pocketlens.export import verify_bundle
 
 
@@ -113,3 +115,28 @@ def test_a_variant_that_lacks_a_graph_is_checked_with_what_it_has(bundle: Bundle
     report = verify_bundle(resealed(bundle, root, graphs=tuple(kept)))
     assert report.passed
     assert [check.stage for check in report.checks if check.subject == "onnx-int8"] == ["text_embedding"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.98])
+def test_a_quantized_graph_may_differ_in_so_many_captions_as_its_parity_explains(
+    bundle: Bundle, tmp_path: Path, share: float
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(bundle.root, root)
+    graphs = tuple(
+        msgspec.structs.replace(graph, parity=msgspec.structs.replace(graph.parity, mean=share))
+        if graph.role == "caption_decode" and graph.precision == "int8" and graph.parity is not None
+        else graph
+        for graph in bundle.manifest.graphs
+    )
+    checks = {
+        c.subject: c for c in verify_bundle(resealed(bundle, root, graphs=graphs)).checks if c.stage == "captions"
+    }
+    assert checks["onnx-fp32"].limit == 1.0
+    count = len(read_golden(bundle.root).golden.caption_ids)
+    least = round(checks["onnx-int8"].limit * count)
+
+    def chance_of_fewer_than(equal: int) -> float:
+        return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(equal))
+
+    assert chance_of_fewer_than(least) <= 0.001 < chance_of_fewer_than(least + 1)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pocketlens.core.bundle import Bundle, load_bundle, write_bundle
 from pocketlens.core.errors import BundleIncomplete, DataError
+from pocketlens.core.golden import read_golden
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.students.student import Student
 from pocketlens.export.diagnosis import Diagnosis, PortInput, diagnose_port, diagnose_tensors
-from pocketlens.export.golden import read_golden
 from pocketlens.export.golden_cases import write_vectors
 from pocketlens.export.golden_steps import steps_of
 from pocketlens.export.golden_vectors import VECTORS_FILE, read_vectors

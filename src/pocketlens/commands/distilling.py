@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from pocketlens.commands.options import AsJson
-from pocketlens.console import out, out_json, progress
+from pocketlens.console import out, out_json, progress, say
 from pocketlens.core.errors import PocketlensError, TrainingError
 
 if TYPE_CHECKING:
@@ -77,13 +77,21 @@ def reinforce(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> in
     plan = _checked(recipe)
     with needs_distill("pocketlens distill reinforce"):
         from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data
+        from pocketlens.distill.reinforced import read_reinforced
+        from pocketlens.distill.shards import bytes_by_name
 
     space = Workspace(work)
     with progress() as report:
         prepare_data(plan, space, report)
         shards = reinforce_data(plan, space, report)
+        cost, samples = bytes_by_name(shards), len(read_reinforced(shards))
     for shard in shards:
         out_json({"shard": shard}) if as_json else out(str(shard))
+    if as_json:
+        out_json({"samples": samples, "bytes_per_sample": {name: size / samples for name, size in cost.items()}})
+    else:
+        parts = ", ".join(f"{name} {size / samples:,.0f}" for name, size in cost.items())
+        say(f"{samples:,} samples of {sum(cost.values()) / samples:,.0f} bytes: {parts}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pocketlens.console import described, say, show_json
+from pocketlens.console import say, show_json
 
 if TYPE_CHECKING:
     from pocketlens.runtime.results import Refusal
@@ -23,7 +23,7 @@ def list_refused(refused: "list[Refusal]", files: list[str], *, as_json: bool) -
         raise refused[0].error
     for refusal in refused:
         if as_json:
-            show_json({"file": files[refusal.index], **described(refusal.error)})
+            show_json({"file": files[refusal.index], **refusal.error.fields()})
         else:
             say(f"refused {refusal.error.kind}: {refusal.error}")
     if refused and not as_json:

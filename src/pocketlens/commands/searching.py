@@ -3,6 +3,7 @@
 import os
 import threading
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,8 @@ from pocketlens.console import out, out_json, printable, progress, say
 from pocketlens.core.errors import StoreError
 
 if TYPE_CHECKING:
-    from pocketlens.runtime import Hit, IndexReport
+    from pocketlens.runtime import Hit, IndexReport, Lens
+    from pocketlens.runtime.indexing import RowReader
 
 __all__ = ["index", "search"]
 
@@ -86,6 +88,7 @@ def index(
                 poll_s=poll,
                 tenant=tenant,
                 album=album,
+                readers=_readers(lens),
                 progress=lambda at: report("index", at.done, at.total),
             )
             return 0
@@ -95,6 +98,7 @@ def index(
             folder,
             tenant=tenant,
             album=album,
+            readers=_readers(lens),
             progress=lambda at: report("index", at.done, at.total),
         )
     show(done)
@@ -163,8 +167,23 @@ def _show(hits: "list[Hit]", *, as_json: bool) -> None:
         if as_json:
             out_json(hit)
         else:
-            at = f"@{hit.at_ms / 1000:g}s" if hit.modality == "video" else ""
+            at = f" at {_span(hit)}" if hit.modality == "video" else ""
             out(f"{hit.score:.3f}\t{printable(hit.path)}{at}\t{hit.caption or ''}")
+
+
+def _span(hit: "Hit") -> str:
+    """Return where in its video a row stands, as `1:05-1:20`."""
+    ends = [hit.at_ms] if hit.until_ms is None else [hit.at_ms, hit.until_ms]
+    return "-".join(f"{at // 60_000}:{at % 60_000 // 1000:02d}" for at in ends)
+
+
+def _readers(lens: "Lens") -> "tuple[RowReader, ...]":
+    """Return what reads more than pictures: videos, where the extra `video` is installed."""
+    if find_spec("av") is None:
+        return ()
+    from pocketlens.runtime.video import VideoReader
+
+    return (VideoReader(lens),)
 
 
 def _seconds(day: datetime | None) -> int | None:
