@@ -3,10 +3,12 @@
 Run: python -m benchmarks.search --rows 100000 --work FOLDER [--build] [--filters]
 
 Vectors are 256-dimensional, drawn from 1,000 clusters with 32 directions of variation that all clusters share and
-a little noise in every dimension: neither uniform nor cleanly separated. Queries come from the same source and are
-none of the stored vectors. `--build` makes the store and the two indexes in FOLDER and says how long it took; it
-is apart because it takes long. Everything runs on one thread, one query at a time. Each peer searches with the
-smallest breadth that gives a recall@10 of 0.99; the store chooses its own.
+a little noise in every dimension: neither uniform, which no embedding is, nor cleanly separated. There are two kinds of
+queries, none of them stored: `alike` come from the same source, as a picture does, and `between` lie halfway between
+two of these, outside of the clusters, as the vector of a text does. `--build` makes the store and the peers' indexes in
+FOLDER and says how long it took; it is apart because it takes long. Everything runs on one thread. Each peer searches
+with the smallest breadth that gives a recall@10 of 0.99 for these very queries; the store knows none of them. No query
+is asked twice of one way, so that nothing is answered from what was remembered. A peer without a file is left out.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 
 from pocketlens.runtime.store import Filter, Row, Store
 
-DIM, K, QUERIES, ROUNDS, RECALL = 256, 10, 300, 3, 0.99
+DIM, K, ROUNDS, RECALL = 256, 10, 3, 0.99
+FILTERED = 100
 CLUSTERS, DIRECTIONS, SPREAD, NOISE = 1000, 32, 0.9, 0.3
 CONNECTIVITY, EXPANSION_ADD = 16, 128
 BREADTHS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
@@ -94,7 +97,7 @@ def build(work: Path, rows: int, what: set[str]) -> None:
 
         faiss.omp_set_num_threads(1)
         began = time.perf_counter()
-        flat = faiss.IndexHNSWFlat(DIM, CONNECTIVITY, faiss.METRIC_INNER_PRODUCT)
+        flat: Any = faiss.IndexHNSWFlat(DIM, CONNECTIVITY, faiss.METRIC_INNER_PRODUCT)
         flat.hnsw.efConstruction = EXPANSION_ADD
         flat.add(table)
         faiss.write_index(flat, str(work / f"{rows}.faiss"))
@@ -122,89 +125,125 @@ def truths(table: NDArray[np.float32], queries: NDArray[np.float32], allowed: ND
     return [set(row.tolist()) for row in ids]
 
 
+Search = Callable[[NDArray[np.float32]], list[set[int]]]
+"""The numbers of the rows found for each of some queries."""
+
+
+def peers(work: Path, rows: int) -> Iterator[tuple[str, Callable[[int], Search]]]:
+    """Yield each peer's name and its search for a breadth: of several queries, as it does it itself."""
+    if (work / f"{rows}.usearch").exists():
+        index = _usearch()
+        index.load(work / f"{rows}.usearch")
+
+        def by_usearch(breadth: int) -> Search:
+            index.expansion_search = breadth
+            return lambda queries: [
+                set(row.tolist()) for row in np.atleast_2d(index.search(_one(queries), K, threads=1).keys)
+            ]
+
+        yield "usearch", by_usearch
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    if (work / f"{rows}.faiss").exists():
+        flat: Any = faiss.read_index(str(work / f"{rows}.faiss"))
+
+        def by_faiss(breadth: int) -> Search:
+            flat.hnsw.efSearch = breadth
+            return lambda queries: [set(row.tolist()) for row in flat.search(queries, K)[1]]
+
+        yield "FAISS-HNSW", by_faiss
+
+
+def _one(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    return queries[0] if len(queries) == 1 else queries
+
+
 def measured(
-    search: Callable[[NDArray[np.float32]], set[int]], queries: NDArray[np.float32], truth: list[set[int]]
+    search: Search, queries: NDArray[np.float32], truth: list[set[int]], *, at_once: bool = False
 ) -> tuple[float, float]:
-    """Return recall@10 and queries per second of one pass."""
+    """Return recall@10 and queries per second of one pass, one query after the other or all in one call."""
     began = time.perf_counter()
-    found = [search(query) for query in queries]
+    found = search(queries) if at_once else [search(query[None])[0] for query in queries]
     seconds = time.perf_counter() - began
     recall = statistics.mean(len(one & other) / len(other) for one, other in zip(found, truth, strict=True))
     return recall, len(queries) / seconds
 
 
-def peers(work: Path, rows: int) -> Iterator[tuple[str, Callable[[int], Callable[[NDArray[np.float32]], set[int]]]]]:
-    """Yield each peer's name and its search for a breadth."""
-    index = _usearch()
-    index.load(work / f"{rows}.usearch")
-
-    def by_usearch(breadth: int) -> Callable[[NDArray[np.float32]], set[int]]:
-        index.expansion_search = breadth
-        return lambda query: set(index.search(query, K, threads=1).keys.tolist())
-
-    yield "usearch", by_usearch
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    flat = faiss.read_index(str(work / f"{rows}.faiss"))
-
-    def by_faiss(breadth: int) -> Callable[[NDArray[np.float32]], set[int]]:
-        flat.hnsw.efSearch = breadth
-        return lambda query: set(flat.search(query[None], K)[1][0].tolist())
-
-    yield "FAISS-HNSW", by_faiss
-
-
-def smallest_breadth(
-    make: Callable[[int], Callable[[NDArray[np.float32]], set[int]]],
-    queries: NDArray[np.float32],
-    truth: list[set[int]],
-) -> int:
+def smallest_breadth(make: Callable[[int], Search], queries: NDArray[np.float32], truth: list[set[int]]) -> int:
     """Return the smallest breadth with the recall that is asked for."""
     for breadth in BREADTHS:
-        if measured(make(breadth), queries, truth)[0] >= RECALL:
+        if measured(make(breadth), queries, truth, at_once=True)[0] >= RECALL:
             return breadth
     return BREADTHS[-1]
 
 
-def compare(work: Path, rows: int, *, with_filters: bool) -> None:
+def questions(queries: int) -> dict[str, NDArray[np.float32]]:
+    """Return the queries of each kind: a part for each round one by one, and for each round in one call."""
+    alike = clustered(2 * ROUNDS * queries, 2)
+    pairs = clustered(4 * ROUNDS * (queries // 3), 3).reshape(2, -1, DIM).sum(axis=0)
+    return {"alike": alike, "between": pairs / np.linalg.norm(pairs, axis=1, keepdims=True)}
+
+
+def known_truths(work: Path, rows: int, queries: int) -> dict[str, list[set[int]]]:
+    """Return the nearest rows for each kind of query and each filter, from FOLDER where they were computed before."""
+    path = work / f"{rows}.{queries}.truth.npz"
+    if not path.exists():
+        table, asked = clustered(rows, 1), questions(queries)
+        every = {kind: truths(table, some, np.ones(rows, dtype=bool)) for kind, some in asked.items()}
+        for name, (_, allowed) in filters(rows).items():
+            every[name] = truths(table, asked["alike"][:FILTERED], allowed)
+        tables: dict[str, Any] = {name: np.array([sorted(one) for one in found]) for name, found in every.items()}
+        np.savez(path, **tables)
+    with np.load(path) as file:
+        return {name: [set(one) for one in file[name].tolist()] for name in file.files}
+
+
+def compare(work: Path, rows: int, queries: int, *, with_filters: bool) -> None:
     """Print a line for each way of searching; the rounds alternate between them."""
-    table, queries = clustered(rows, 1), clustered(QUERIES, 2)
-    truth = truths(table, queries, np.ones(rows, dtype=bool))
-    exact = table if rows <= 200_000 else None
-    ways: dict[str, Callable[[NDArray[np.float32]], set[int]]] = {}
+    asked, truth = questions(queries), known_truths(work, rows, queries)
     with Store.open(work / f"{rows}.sqlite", threads=1) as store:
         began = time.perf_counter()
-        store.search(queries[0], k=K)
-        first_ms = 1000 * (time.perf_counter() - began)
-        print(f"first search of an opened store: {first_ms:.0f} ms; {store.stats().index_kind}")
-        ways["store"] = lambda query: {hit.id - 1 for hit in store.search(query, k=K)}
-        # What the graph costs and what reading and checking the rows of an answer adds: the peers do only the first.
-        held = store._indexes.held
-        if held.index is not None and held.header is not None:
-            index, breadth = held.index, held.header.breadth
-            ways["  its index alone"] = lambda query: set((index.search(query, K, breadth) - 1).tolist())
+        store.search(asked["alike"][0], k=K)
+        print(f"first search of an opened store: {1000 * (time.perf_counter() - began):.0f} ms; {store.stats()}")
+        print(store._indexes.held.header)
+
+        def by_store(some: NDArray[np.float32]) -> list[set[int]]:
+            answers = [store.search(some[0], k=K)] if len(some) == 1 else store.search_many(some, k=K)
+            return [{hit.id - 1 for hit in hits} for hits in answers]
+
         makers = dict(peers(work, rows))
-        breadths = {name: smallest_breadth(make, queries, truth) for name, make in makers.items()}
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, *makers)}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                results[name].append(measured(way, queries, truth))
-            for name, make in makers.items():
-                results[name].append(measured(make(breadths[name]), queries, truth))
-        if exact is not None:
-            scan = measured(lambda q: set(np.argpartition(exact @ q, -K)[-K:].tolist()), queries[:50], truth[:50])
-            print(f"{'numpy, every vector':<24} recall {scan[0]:.4f}  {scan[1]:8.0f} queries/s")
-        for name, rounds in results.items():
-            rate = statistics.median(rate for _, rate in rounds)
-            breadth = f"breadth {breadths[name]}" if name in breadths else ""
-            print(f"{name:<24} recall {rounds[0][0]:.4f}  {rate:8.0f} queries/s  {breadth}")
-        rate_of = {name: statistics.median(rate for _, rate in rounds) for name, rounds in results.items()}
-        for name in makers:
-            print(f"store / {name}: {rate_of['store'] / rate_of[name]:.2f}")
+        for kind, some in asked.items():
+            _compare_kind(kind, some, truth[kind], by_store, makers)
         if with_filters:
-            for name, (wanted, allowed) in filters(rows).items():
-                _filtered(store, name, wanted, queries[:100], truths(table, queries[:100], allowed))
+            for name, (wanted, _) in filters(rows).items():
+                _filtered(store, name, wanted, asked["alike"][:FILTERED], truth[name])
+
+
+def _compare_kind(
+    kind: str,
+    queries: NDArray[np.float32],
+    truth: list[set[int]],
+    by_store: Search,
+    makers: dict[str, Callable[[int], Search]],
+) -> None:
+    part = len(queries) // (2 * ROUNDS)
+    breadths = {name: smallest_breadth(make, queries, truth) for name, make in makers.items()}
+    for mode, at_once in (("one by one", False), ("in one call", True)):
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in ("store", *makers)}
+        for number in range(ROUNDS):
+            first = (number + ROUNDS * at_once) * part
+            some, right = queries[first : first + part], truth[first : first + part]
+            results["store"].append(measured(by_store, some, right, at_once=at_once))
+            for name, make in makers.items():
+                results[name].append(measured(make(breadths[name]), some, right, at_once=at_once))
+        for name, rounds in results.items():
+            recall, rate = statistics.mean(one for one, _ in rounds), statistics.median(rate for _, rate in rounds)
+            ratio = statistics.median(mine[1] / other[1] for mine, other in zip(results["store"], rounds, strict=True))
+            print(
+                f"{kind:<8}{mode:<12}{name:<12} recall {recall:.4f}  {rate:7.0f} queries/s  "
+                + (f"breadth {breadths[name]:4}  store / it {ratio:.2f}" if name in breadths else "")
+            )
 
 
 def _filtered(store: Store, name: str, wanted: Filter, queries: NDArray[np.float32], truth: list[set[int]]) -> None:
@@ -212,7 +251,7 @@ def _filtered(store: Store, name: str, wanted: Filter, queries: NDArray[np.float
     store.search(queries[0], k=K, filter=wanted)
     first_ms = 1000 * (time.perf_counter() - began)
     recall, rate = measured(
-        lambda query: {hit.id - 1 for hit in store.search(query, k=K, filter=wanted)}, queries, truth
+        lambda some: [{hit.id - 1 for hit in store.search(some[0], k=K, filter=wanted)}], queries, truth
     )
     print(f"{'filter ' + name:<24} recall {recall:.4f}  {rate:8.0f} queries/s  first {first_ms:.0f} ms")
 
@@ -224,12 +263,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--build", nargs="?", const="store,usearch,faiss", help="all three, or some by commas")
     parser.add_argument("--filters", action="store_true")
+    parser.add_argument("--queries", type=int, default=300, help="a round; a third as many of those between")
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     if options.build:
         build(options.work, options.rows, set(options.build.split(",")))
     else:
-        compare(options.work, options.rows, with_filters=options.filters)
+        compare(options.work, options.rows, options.queries, with_filters=options.filters)
 
 
 if __name__ == "__main__":

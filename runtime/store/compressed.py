@@ -28,6 +28,7 @@ class Compressed:
     """A `Nearest` of product-quantized vectors in inverted lists; its breadth is how many lists are searched."""
 
     kind = "ivfpq"
+    library = "faiss"
     scale = 1.0
 
     def __init__(self, index: Any) -> None:
@@ -75,6 +76,11 @@ class Compressed:
         _, found = self._index.search(np.ascontiguousarray(query[None]), k)
         ids: Sequence[int] = found[0]
         return np.asarray([index for index in ids if index >= 0], dtype=np.int64)
+
+    def search_many(self, queries: NDArray[np.float32], k: int, breadth: int) -> NDArray[np.int64]:
+        """Return ids `(N, k)`, -1 where there are none; see `Nearest.search_many`."""
+        self._index.nprobe = max(1, min(breadth, int(self._index.nlist)))
+        return np.asarray(self._index.search(np.ascontiguousarray(queries), k)[1], dtype=np.int64)
 
     def save(self, path: Path) -> None:
         """Write the index to `path`."""

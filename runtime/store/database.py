@@ -12,7 +12,7 @@ import apsw
 from pocketlens.core.errors import StorageFull, StoreError
 from pocketlens.runtime.store.schema import APPLICATION_ID, SCHEMA_VERSION, create_tables, migrate
 
-__all__ = ["connect", "database_errors", "from_column", "snapshot", "storable", "to_column", "transaction"]
+__all__ = ["connect", "database_error", "database_errors", "from_column", "storable", "to_column", "transaction"]
 
 _BUSY_MS: Final = 5000
 _CACHE_KIB: Final = 64 * 1024
@@ -104,34 +104,25 @@ def transaction(connection: apsw.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def snapshot(connection: apsw.Connection) -> Iterator[None]:
-    """Run the block in one read transaction: whoever writes meanwhile, it sees one state of the store."""
-    if connection.in_transaction:
-        yield
-        return
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if connection.in_transaction:
-            connection.execute("COMMIT")
-
-
-@contextmanager
 def database_errors(path: Path) -> Iterator[None]:
     """Turn what SQLite says about the store at `path` into `StoreError` or `StorageFull`."""
     try:
         yield
     except apsw.Error as error:
-        if isinstance(error, apsw.FullError) or (_is_io(error) and _nearly_full(path)):
-            raise StorageFull(
-                f"store {path}",
-                expected="free space on the disk",
-                found=str(error),
-                remedy="Free some space and run the same command again; what was indexed is kept.",
-            ) from error
-        expected, remedy = _meaning(error)
-        raise StoreError(f"store {path}", expected=expected, found=str(error), remedy=remedy) from error
+        raise database_error(error, path) from error
+
+
+def database_error(error: apsw.Error, path: Path) -> StoreError | StorageFull:
+    """Return what `error` of the store at `path` means."""
+    if isinstance(error, apsw.FullError) or (_is_io(error) and _nearly_full(path)):
+        return StorageFull(
+            f"store {path}",
+            expected="free space on the disk",
+            found=str(error),
+            remedy="Free some space and run the same command again; what was indexed is kept.",
+        )
+    expected, remedy = _meaning(error)
+    return StoreError(f"store {path}", expected=expected, found=str(error), remedy=remedy)
 
 
 def _is_io(error: apsw.Error) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pocketlens.runtime.store.rows import Dtype
 
-__all__ = ["bits_of", "blob_bytes", "checksum", "decode", "encode"]
+__all__ = ["bits_of", "blob_bytes", "checksum", "decode", "decoded", "encode"]
 
 _FLOAT: Final = np.dtype("<f4")
 _HALF: Final = np.dtype("<f2")
@@ -42,13 +42,16 @@ def decode(blobs: Sequence[bytes], dtype: Dtype, dim: int) -> NDArray[np.float32
     """
     if not blobs:
         return np.empty((0, dim), dtype=np.float32)
-    raw = b"".join(blobs)
+    return decoded(np.frombuffer(b"".join(blobs), dtype=np.uint8).reshape(len(blobs), -1), dtype, dim)
+
+
+def decoded(table: NDArray[np.uint8], dtype: Dtype, dim: int) -> NDArray[np.float32]:
+    """Return the vectors `(N, D)` float32 whose bytes are the rows of `table (N, blob_bytes(dtype, dim))`."""
     if dtype == "fp32":
-        return np.frombuffer(raw, dtype=_FLOAT).reshape(len(blobs), dim)
+        return table.view(_FLOAT)
     if dtype == "fp16":
-        return np.frombuffer(raw, dtype=_HALF).reshape(len(blobs), dim).astype(np.float32)
-    table = np.frombuffer(raw, dtype=np.int8).reshape(len(blobs), _FLOAT.itemsize + dim)
-    vectors = table[:, _FLOAT.itemsize :].astype(np.float32)
+        return table.view(_HALF).astype(np.float32)
+    vectors = table.view(np.int8)[:, _FLOAT.itemsize :].astype(np.float32)
     # The scale cancels out: the vectors that came in had unit norm, and rounding changed it a little.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)

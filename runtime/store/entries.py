@@ -17,16 +17,30 @@ from pocketlens.runtime.store.models import Model
 from pocketlens.runtime.store.rows import Hit
 from pocketlens.runtime.store.schema import entry_checksum, file_checksum
 
-__all__ = ["Vectors", "count_entries", "entry_ids", "hits_of", "stored_vectors", "vectors_of"]
+__all__ = [
+    "Vectors",
+    "all_file_digests",
+    "count_entries",
+    "entry_ids",
+    "file_digests",
+    "hits_of",
+    "sound_rows",
+    "stored_vectors",
+    "vectors_of",
+]
 
 _BLOCK_ROWS: Final = 4096
 _IDS_AT_ONCE: Final = 256
 _ENTRY: Final = "file, model, at_ms, until_ms, modality, dtype, caption, confidence"
 _FILE: Final = "f.tenant, f.file_id, f.version, f.sha256, f.size_bytes, f.mtime_ns, f.album, f.visibility, f.taken_at"
-_HIT: Final = (
+_ROW: Final = (
     f"SELECT e.id, e.checksum, e.vector, {', '.join('e.' + name for name in _ENTRY.split(', '))}, f.checksum, {_FILE} "
-    # The plus keeps SQLite from going through the index of models, which took 2.5 × as long.
-    "FROM entries e JOIN files f ON f.id = e.file WHERE e.id IN ({}) AND +e.model = ?"
+    "FROM entries e JOIN files f ON f.id = e.file WHERE "
+)
+# The plus keeps SQLite from going through the index of models, which took 2.5 × as long.
+_HIT: Final = _ROW + "e.id IN ({}) AND +e.model = ?"
+_DIGEST: Final = (
+    "SELECT e.id, f.checksum FROM entries e JOIN files f ON f.id = e.file WHERE e.id IN ({}) AND +e.model = ?"
 )
 
 
@@ -66,6 +80,38 @@ def vectors_of(connection: apsw.Connection, model: Model, ids: Sequence[int]) ->
             f"WHERE id IN ({_marks(part)}) AND +model = ? ORDER BY id"
         )
         yield _stacked(connection.execute(sql, (*_padded(part), model.id)).fetchall(), model)
+
+
+def sound_rows(connection: apsw.Connection, model: Model) -> Iterator[list[Any]]:
+    """Yield the rows of `model` that are as they were written, some thousands at a time, by id.
+
+    A row is id, checksum and vector of an entry, its columns, the checksum of its file, and that one's columns.
+    """
+    cursor = connection.execute(_ROW + "e.model = ? ORDER BY e.id", (model.id,))
+    while block := list(islice(cursor, _BLOCK_ROWS)):
+        yield [row for row in block if _is_sound(row, model) and file_checksum(*row[12:]) == row[11]]
+
+
+def file_digests(connection: apsw.Connection, model: Model, ids: Sequence[int]) -> dict[int, bytes]:
+    """Return the checksum of its file for each of `ids` that is an entry of `model`."""
+    found: dict[int, bytes] = {}
+    for first in range(0, len(ids), _IDS_AT_ONCE):
+        part = ids[first : first + _IDS_AT_ONCE]
+        rows: list[Any] = connection.execute(_DIGEST.format(_marks(part)), (*_padded(part), model.id)).fetchall()
+        found.update(rows)
+    return found
+
+
+def all_file_digests(connection: apsw.Connection, model: Model) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+    """Yield the ids of `model`'s entries, ascending, and the checksums of their files, one behind the other.
+
+    Some thousands at a time; a row takes a fortieth of the time that it takes `file_digests`.
+    """
+    sql = "SELECT e.id, f.checksum FROM entries e JOIN files f ON f.id = e.file WHERE e.model = ? ORDER BY e.id"
+    cursor = connection.execute(sql, (model.id,))
+    while block := list(islice(cursor, _BLOCK_ROWS)):
+        ids, digests = zip(*block, strict=True)
+        yield np.array(ids, dtype=np.int64), b"".join(digests)
 
 
 def hits_of(

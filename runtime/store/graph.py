@@ -7,7 +7,7 @@ rounding puts in the wrong order is put right by scoring the candidates again wi
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Graph:
     """A `Nearest` that holds everything in memory, or maps its file."""
 
     kind = "hnsw"
+    library = "usearch"
 
     def __init__(self, dim: int, *, scale: float, threads: int = 0, index: "Index | None" = None) -> None:
         self.scale = scale
@@ -86,6 +87,19 @@ class Graph:
         self._index.expansion_search = max(breadth, k)  # type: ignore[misc]  # its setter is overlooked
         found = self._index.search(self._bytes(query), k, threads=1).keys
         return np.asarray(found, dtype=np.int64)
+
+    def search_many(self, queries: NDArray[np.float32], k: int, breadth: int) -> NDArray[np.int64]:
+        """Return ids `(N, k)`, -1 where there are none; see `Nearest.search_many`."""
+        found = np.full((len(queries), k), -1, dtype=np.int64)
+        if len(self._index) and len(queries):
+            self._index.expansion_search = max(breadth, k)  # type: ignore[misc]  # its setter is overlooked
+            # One query and several come back in different shapes.
+            matches: Any = self._index.search(self._bytes(queries), k, threads=self._threads)
+            keys = np.atleast_2d(matches.keys)
+            counts = getattr(matches, "counts", np.array([keys.shape[1]]))
+            for row, count in enumerate(counts.tolist()):
+                found[row, :count] = keys[row, :count]
+        return found
 
     def save(self, path: Path) -> None:
         """Write the graph to `path`."""

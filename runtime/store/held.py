@@ -11,6 +11,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlens.runtime.store.answers import Answers
 from pocketlens.runtime.store.encoding import bits_of
 from pocketlens.runtime.store.entries import Vectors, count_entries, entry_ids, stored_vectors
 from pocketlens.runtime.store.models import Model
@@ -31,6 +32,7 @@ class Held:
     Attributes:
         index: the approximate index, if there is one.
         header: of the index.
+        answers: what the rows that the index knows answer with, if that lies beside it.
         damaged: ids of entries that failed their checksum.
         rows: how many entries the store has.
     """
@@ -40,6 +42,7 @@ class Held:
         self.model = model
         self.index: Nearest | None = None
         self.header: IndexHeader | None = None
+        self.answers: Answers | None = None
         self.damaged: set[int] = set()
         self.rows = 0
         self._memory_bytes = memory_bytes
@@ -66,9 +69,9 @@ class Held:
             self._table = np.concatenate([self._table, *(self._shaped(part.table) for part in parts)])
         self.damaged = (self.damaged & set(live.tolist())) | {index for part in parts for index in part.damaged}
 
-    def use_index(self, index: Nearest | None, header: IndexHeader | None) -> None:
+    def use_index(self, index: Nearest | None, header: IndexHeader | None, answers: Answers | None) -> None:
         """Take an index, or none; the vectors that it knows are no longer held. `refresh` must follow."""
-        self.index, self.header = index, header
+        self.index, self.header, self.answers = index, header, answers
         watermark = 0 if header is None else header.watermark
         if index is None:
             self._forget_table()
@@ -95,9 +98,13 @@ class Held:
             return ids[_best(-distance, k * _OVERSAMPLING)]
         return ids[_best(table @ query, k)]
 
+    def has_more(self) -> bool:
+        """Tell whether there are vectors that the index does not know."""
+        return self._streams or len(self._ids) > 0
+
     def forget(self) -> None:
         """Hold nothing any more."""
-        self.index = self.header = None
+        self.index = self.header = self.answers = None
         self._forget_table()
         self.damaged = set()
 

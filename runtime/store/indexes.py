@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+import numpy as np
+from numpy.typing import NDArray
 
+from pocketlens.runtime.store.answers import Answers, write_answers
 from pocketlens.runtime.store.building import build_index, extend_index, index_kind, load_index
 from pocketlens.runtime.store.entries import count_entries
 from pocketlens.runtime.store.held import Held
 from pocketlens.runtime.store.models import Model
-from pocketlens.runtime.store.nearest import index_folder_of, write_index
+from pocketlens.runtime.store.nearest import index_folder_of, write_index, write_rows
 from pocketlens.runtime.store.query import Query, Searcher
-from pocketlens.runtime.store.rows import Hit
+from pocketlens.runtime.store.rows import Filter, Hit
 
 __all__ = ["Indexes"]
 
@@ -58,16 +61,35 @@ class Indexes:
         """See what changed since the last time; then ask `serving`, which raises when there is nothing to serve."""
         version = self._connection.execute("PRAGMA data_version").get
         if version == self._seen:
+            if self.held.answers is not None:
+                self.held.answers.look(self._connection, self._model)
             return
         serving()
         self._searcher.changed()
+        if self.held.answers is not None:
+            self.held.answers.changed()
         self._load()
         self.held.refresh(self._connection)
+        if self.held.answers is not None:
+            self.held.answers.look(self._connection, self._model)
         self._seen = version
+
+    def held_answer(self, query: Query) -> list[Hit] | None:
+        """Return the answers if nothing has changed and nothing has to be read for them, else `None`.
+
+        It runs outside of a transaction: one look at SQLite's counter is all that it takes.
+        """
+        if self._seen is None or self._connection.execute("PRAGMA data_version").get != self._seen:
+            return None
+        return self._searcher.held_answer(query)
 
     def answer(self, query: Query) -> list[Hit]:
         """Return the answers, best first; after `keep_up`."""
         return self._searcher.answer(self._connection, query)
+
+    def answer_many(self, queries: NDArray[np.float32], k: int, wanted: Filter) -> list[list[Hit]]:
+        """Return the answers to each of `queries (N, D)`, best first; after `keep_up`."""
+        return self._searcher.answer_many(self._connection, queries, k, wanted)
 
     def prepare(self, serving: Callable[[], object], progress: Callable[[int, int], None] | None) -> None:
         """Build, extend or renew the index where the store's size asks for one; `serving` as in `keep_up`."""
@@ -78,7 +100,19 @@ class Indexes:
         self.keep_up(serving)
         index, header = held.index, held.header
         stale = len(index or ()) > (1 + _STALE_SHARE) * rows
-        if index is None or header is None or header.kind != kind or stale:
+        build = index is None or header is None or header.kind != kind or stale
+        if not build and rows - len(index or ()) < _EXTEND_ROWS:
+            return
+        rows_file, answers = None, None
+        if kind == "hnsw":
+            # First, because the index is built from what was read and checked for it.
+            rows_file = write_rows(
+                self._path,
+                self._model.id,
+                lambda path: write_answers(path, self._connection, self._model, rows=rows),
+            )
+            answers = Answers.load(rows_file, self._model)
+        if build or index is None or header is None:
             index, header = build_index(
                 self._connection,
                 self._model,
@@ -86,15 +120,16 @@ class Indexes:
                 rows=rows,
                 kind=kind,
                 threads=self._threads,
+                answers=answers,
                 progress=progress,
             )
-        elif rows - len(index) < _EXTEND_ROWS:
-            return
         else:
-            header = extend_index(index, header, self._connection, self._model, rows)
-        header = write_index(self._path, index, header)
-        held.use_index(index, header)
+            header = extend_index(index, header, self._connection, self._model, rows=rows, answers=answers)
+        header = write_index(self._path, index, header, rows=rows_file)
+        held.use_index(index, header, answers)
         held.refresh(self._connection)
+        if answers is not None:
+            answers.look(self._connection, self._model)
         self._searcher.changed()
         self._index_seen = self._mark()
 
@@ -108,7 +143,7 @@ class Indexes:
             found = load_index(
                 self._path, self._model, store_id=self._store_id, budget_bytes=self._memory, threads=self._threads
             )
-        self.held.use_index(*(found or (None, None)))
+        self.held.use_index(*(found or (None, None, None)))
 
     def _mark(self) -> object:
         """Return something that changes when another index is put in place; `None` when there is none."""

@@ -3,9 +3,7 @@
 Letters: `D` the length of a vector, `k` answers, `M` rows that a filter allows.
 """
 
-import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Final
 
 import apsw
@@ -13,24 +11,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlens.runtime.store.breadth import ANSWERS, candidates
 from pocketlens.runtime.store.entries import Vectors, hits_of, vectors_of
 from pocketlens.runtime.store.filters import conditions
 from pocketlens.runtime.store.held import Held, scan_blocks
+from pocketlens.runtime.store.nearest import Nearest
 from pocketlens.runtime.store.rows import Filter, Hit
 from pocketlens.runtime.store.words import by_words, fused, with_words
+from pocketlens.runtime.store.writing import checked_vectors
 
-__all__ = ["Query", "Searcher"]
+__all__ = ["Query", "Searcher", "direction"]
 
-_RESCORED_SHARE: Final = 0.5
-"""Of k: candidates of the index beyond k that are scored again. Rounding to int8 moves few ranks by more."""
-_OVERSAMPLING: Final = 10
-"""Candidates of a compressed index for each answer: product quantization mixes up many more ranks."""
 _SCAN_ROWS: Final = 20_000
 """Of at most so many rows that a filter allows, every vector is compared."""
 _WIDEST: Final = 4096
 """A filtered search that needs more candidates than this compares every vector that the filter allows."""
 _KEPT_FILTERS: Final = 8
 _FUSED_DEPTH: Final = 10
+
+
+_UNLIKE_WEIGHT: Final = 0.5
+"""How much of the unwanted direction is taken off a query."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -53,12 +54,45 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     skip: frozenset[int] = frozenset()
 
 
+def direction(
+    vector: NDArray[np.float32] | None, unlike: NDArray[np.float32] | None, dim: int
+) -> NDArray[np.float32] | None:
+    """Return the query `(D,)` for `vector`, away from `unlike`.
+
+    Raises:
+        StoreError: one has another shape or holds a number that is not finite.
+    """
+    if vector is None:
+        return None
+    query = vector
+    if (
+        query.__class__ is not np.ndarray
+        or query.dtype != np.float32
+        or query.shape != (dim,)
+        or not query @ query < np.inf
+    ):
+        query = checked_vectors([vector], dim, ["the query"])[0]
+    if unlike is None:
+        return query
+    away = query - _UNLIKE_WEIGHT * checked_vectors([unlike], dim, ["the unlike query"])[0]
+    norm = float(np.linalg.norm(away))
+    return np.asarray(away / norm if norm > 0 else away, dtype=np.float32)
+
+
 class _Allowed:
     """The rows that a filter allows, and their vectors once they were all compared."""
 
     def __init__(self, ids: NDArray[np.int64]) -> None:
         self.ids = ids
         self.vectors: list[Vectors] | None = None
+        self._table: NDArray[np.bool_] | None = None
+
+    def has(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of `ids (M,)` are allowed: `(M,)`."""
+        if self._table is None:
+            self._table = np.zeros(int(self.ids[-1]) + 2 if len(self.ids) else 1, dtype=bool)
+            self._table[self.ids] = True
+        return self._table[np.minimum(ids, len(self._table) - 1)]
 
 
 class Searcher:
@@ -97,6 +131,23 @@ class Searcher:
         best = [hits[index] for index in ranking if index not in unwanted][: query.k]
         return [msgspec.structs.replace(hit, fused=scores[hit.id]) for hit in best] if query.words else best
 
+    def held_answer(self, query: Query) -> list[Hit] | None:
+        """Return the answers if a narrow search is enough and nothing has to be read for it, else `None`."""
+        index, header, answers = self._held.index, self._held.header, self._held.answers
+        if index is None or header is None or answers is None or query.vector is None or self._held.has_more():
+            return None
+        plain = not query.words and not query.unlike_words and not query.skip
+        if not plain or header.narrow >= header.breadth or self._filters.get(query.filter, self) is not None:
+            return None
+        most = candidates(index.kind, query.k)
+        places = answers.places(index.search(query.vector, most, max(header.narrow, most)))
+        if len(places) < most or places.min() < 0:
+            return None
+        scores = answers.table(places) @ query.vector
+        if np.partition(scores, -ANSWERS)[-ANSWERS] < header.near_score:
+            return None
+        return answers.held_hits(places, scores, query.k)
+
     def _near(self, connection: apsw.Connection, vector: NDArray[np.float32], k: int, wanted: Filter) -> list[Hit]:
         allowed = self._allowed(connection, wanted)
         held = self._held
@@ -106,16 +157,16 @@ class Searcher:
         scanned = held.scan(connection, vector, k, among=among)
         if held.index is None:
             return self._hits(connection, scanned, vector, k)
+        if allowed is None and (quick := self._narrow(connection, held.index, scanned, vector, k)) is not None:
+            return quick
         share = 1.0 if allowed is None else len(allowed.ids) / max(held.rows, 1)
-        more = math.ceil(k * _RESCORED_SHARE)
-        needed = k + more if held.index.kind == "hnsw" else k * _OVERSAMPLING
-        width = int(needed / max(share, 1e-9) * (1 if allowed is None else 1.3))
-        most = needed
+        most = candidates(held.index.kind, k)
+        width = int(most / max(share, 1e-9) * (1 if allowed is None else 1.3))
         while True:
             found = held.index.search(vector, min(width, len(held.index)), self._breadth(width))
-            if among is not None:
-                found = found[np.isin(found, among)]
-            hits = self._hits(connection, [*found[:most].tolist(), *scanned.tolist()], vector, k)
+            if allowed is not None:
+                found = found[allowed.has(found)]
+            hits = self._hits(connection, np.concatenate([found[:most], scanned]), vector, k)
             # Complete when k are alive. The k best that a filter allows are among the best of all as soon as
             # there are k of them; deleted rows that the index still knows count as not allowed.
             if len(hits) >= min(k, held.rows if among is None else len(among)) or width >= len(held.index):
@@ -124,6 +175,72 @@ class Searcher:
             if width > _WIDEST and among is not None:
                 blocks = vectors_of(connection, held.model, among.tolist())
                 return self._hits(connection, scan_blocks(blocks, vector, k), vector, k)
+
+    def _narrow(
+        self,
+        connection: apsw.Connection,
+        index: Nearest,
+        scanned: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        k: int,
+    ) -> list[Hit] | None:
+        """Return the answer of a narrow search; `None` where that is not enough, see `breadth`."""
+        header, answers = self._held.header, self._held.answers
+        if header is None or answers is None or header.narrow >= header.breadth:
+            return None
+        most = candidates(index.kind, k)
+        found = index.search(vector, most, max(header.narrow, most))
+        return self._enough(connection, found, scanned, vector, k, header.near_score)
+
+    def answer_many(
+        self, connection: apsw.Connection, queries: NDArray[np.float32], k: int, wanted: Filter
+    ) -> list[list[Hit]]:
+        """Return the answers to each of `queries (N, D)`; as `answer`, the index is asked once for all of them."""
+        held = self._held
+        index, header = held.index, held.header
+        found: dict[int, list[Hit]] = {}
+        if index is None or header is None or self._allowed(connection, wanted) is not None:
+            return [self._near(connection, query, k, wanted) for query in queries]
+        most, left = candidates(index.kind, k), list(range(len(queries)))
+        steps = [(header.narrow, header.near_score), (header.breadth, -np.inf)]
+        for breadth, least in steps if header.narrow < header.breadth else steps[1:]:
+            late: list[int] = []
+            for number, ids in zip(left, index.search_many(queries[left], most, max(breadth, most)), strict=True):
+                scanned = held.scan(connection, queries[number], k)
+                hits = self._enough(connection, ids[ids >= 0], scanned, queries[number], k, least)
+                if hits is None:
+                    late.append(number)
+                else:
+                    found[number] = hits
+            left = late
+        return [
+            found[number] if number in found else self._near(connection, query, k, wanted)
+            for number, query in enumerate(queries)
+        ]
+
+    def _enough(
+        self,
+        connection: apsw.Connection,
+        found: NDArray[np.int64],
+        scanned: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        k: int,
+        least: float,
+    ) -> list[Hit] | None:
+        """Return the answer from the rows `found`, `None` where the tenth best scores less than `least`."""
+        answers = self._held.answers
+        if answers is None or len(found) < ANSWERS:
+            return None
+        places = answers.places(found)
+        rest = scanned
+        if places.min() < 0:
+            known = places >= 0
+            places, rest = places[known], np.concatenate([found[~known], scanned])
+        scores = answers.table(places) @ vector
+        if len(scores) < ANSWERS or np.partition(scores, -ANSWERS)[-ANSWERS] < least:
+            return None
+        hits = self._answered(connection, places, scores, rest, vector, k)
+        return hits if hits is not None and len(hits) >= min(k, self._held.rows) else None
 
     def _breadth(self, width: int) -> int:
         header = self._held.header
@@ -135,8 +252,14 @@ class Searcher:
         self, connection: apsw.Connection, allowed: _Allowed, vector: NDArray[np.float32], k: int
     ) -> NDArray[np.int64]:
         if allowed.vectors is None:
-            allowed.vectors = list(vectors_of(connection, self._held.model, allowed.ids.tolist()))
-            self._held.damaged.update(index for part in allowed.vectors for index in part.damaged)
+            parts = list(vectors_of(connection, self._held.model, allowed.ids.tolist()))
+            damaged = [index for part in parts for index in part.damaged]
+            self._held.damaged.update(damaged)
+            empty = np.empty(0, dtype=np.int64), np.empty((0, len(vector)), dtype=np.float32)
+            # One table, for one large product instead of many small ones.
+            ids = np.concatenate([empty[0], *(part.ids for part in parts)])
+            table = np.concatenate([empty[1], *(part.table for part in parts)])
+            allowed.vectors = [Vectors(ids, table, damaged)]
         return scan_blocks(iter(allowed.vectors), vector, k)
 
     def _allowed(self, connection: apsw.Connection, wanted: Filter) -> _Allowed | None:
@@ -169,9 +292,46 @@ class Searcher:
         return all(tenant == wanted.tenant and word in wanted.visibility for tenant, word in groups)
 
     def _hits(
-        self, connection: apsw.Connection, ids: "Sequence[int] | NDArray[np.int64]", vector: NDArray[np.float32], k: int
+        self, connection: apsw.Connection, ids: NDArray[np.int64], vector: NDArray[np.float32], k: int
     ) -> list[Hit]:
         """Return the `k` best of the rows `ids` that are still there, best first."""
-        hits, damaged = hits_of(connection, self._held.model, ids, vector, most=k)
+        answers = self._held.answers
+        if answers is not None and len(ids):
+            places = answers.places(ids)
+            known = places >= 0
+            scores = answers.table(places[known]) @ vector
+            hits = self._answered(connection, places[known], scores, ids[~known], vector, k)
+            if hits is not None:
+                return hits
+        return self._read(connection, ids, vector, k)
+
+    def _answered(
+        self,
+        connection: apsw.Connection,
+        places: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        rest: NDArray[np.int64],
+        vector: NDArray[np.float32],
+        k: int,
+    ) -> list[Hit] | None:
+        """Return the `k` best of the rows at `places`, which score `scores`, and of the ids `rest`.
+
+        `None` when somebody has begun to overwrite the file that the rows are read from.
+        """
+        answers = self._held.answers
+        if answers is None:
+            return None
+        hits = answers.hits(connection, self._held.model, vector, places, scores, k)
+        if hits is None:
+            return None
+        if not len(rest):
+            return hits
+        more = self._read(connection, rest, vector, k)
+        return sorted([*hits, *more], key=lambda hit: (-hit.score, hit.id))[:k]
+
+    def _read(
+        self, connection: apsw.Connection, ids: NDArray[np.int64], vector: NDArray[np.float32], k: int
+    ) -> list[Hit]:
+        hits, damaged = hits_of(connection, self._held.model, ids.tolist(), vector, most=k)
         self._held.damaged.update(damaged)
         return hits

@@ -4,9 +4,8 @@ Letters: `M` rows of a store, `D` the length of a vector, `k` answers.
 """
 
 import os
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -17,15 +16,15 @@ from numpy.typing import NDArray
 from pocketlens.core.errors import StoreError
 from pocketlens.runtime.store.building import memory_bytes
 from pocketlens.runtime.store.copies import copied_rows, duplicate_groups
-from pocketlens.runtime.store.database import connect, database_errors, snapshot, transaction
+from pocketlens.runtime.store.database import connect, database_errors, transaction
 from pocketlens.runtime.store.entries import count_entries, hits_of, vectors_of
 from pocketlens.runtime.store.erasure import erase_scope, finish_erasures, rewrite
-from pocketlens.runtime.store.indexes import Indexes
 from pocketlens.runtime.store.models import Model, bound_model
 from pocketlens.runtime.store.nearest import drop_index
-from pocketlens.runtime.store.query import Query
+from pocketlens.runtime.store.query import Query, direction
 from pocketlens.runtime.store.remembered import known_files, refused_files
 from pocketlens.runtime.store.rows import Dtype, Filter, Hit, Known, Receipt, Refused, Row, Written
+from pocketlens.runtime.store.session import Session
 from pocketlens.runtime.store.upgrade import Upgrade
 from pocketlens.runtime.store.upkeep import Damage, StoreStats, find_damage, raise_damage, remove_damage, store_stats
 from pocketlens.runtime.store.writing import (
@@ -41,8 +40,6 @@ __all__ = ["EXACT_ROWS", "Store"]
 
 EXACT_ROWS: Final = 20_000
 """Up to so many rows every vector is compared; above, an index is built. Measured: docs/store.md."""
-_UNLIKE_WEIGHT: Final = 0.5
-"""How much of the unwanted direction is taken off a query."""
 
 
 class Store:
@@ -62,8 +59,8 @@ class Store:
     ) -> None:
         self._connection = connection
         self._model = model
-        self._lock = threading.RLock()
-        self._indexes = Indexes(connection, path, model, memory=memory, exact_rows=exact_rows, threads=threads)
+        self._session = Session(connection, path, model, memory=memory, exact_rows=exact_rows, threads=threads)
+        self._indexes = self._session.indexes
         self.path = path
         self.model_version = model.version
         self.dim = model.dim
@@ -120,22 +117,17 @@ class Store:
 
     def close(self) -> None:
         """Close the file. Closing twice does nothing."""
-        with self._lock:
-            self._indexes.forget()
-            # A disk that fails now keeps the log from being folded into the file. What was acknowledged is in the
-            # log, and the next one who opens the store reads it from there.
-            with suppress(apsw.Error):
-                self._connection.close()
+        self._session.close()
 
     def __len__(self) -> int:
         """Return M: the rows of this store's model version, of all tenants."""
-        with self._reading():
+        with self._session.reading:
             return count_entries(self._connection, self._model)
 
     @property
     def upgrade(self) -> Upgrade:
         """The way to another model version."""
-        return Upgrade(self._connection, self.path, self._writing_any, self._reading)
+        return Upgrade(self._connection, self.path, self._session.writing, self._session.reading)
 
     def write(
         self,
@@ -164,7 +156,7 @@ class Store:
                 to another model version.
             StorageFull: no space; the store is as it was.
         """
-        with self._writing() as state:
+        with self._session.writing_mine() as state:
             remove_paths(self._connection, removed, tenant)
             put_refused(self._connection, refused, tenant)
             touch_files(self._connection, touched, tenant)
@@ -175,7 +167,7 @@ class Store:
     ) -> int:
         """Change album or visibility of files, what is given of them, and return how many files there were."""
         given = {"album": album, "visibility": visibility}
-        with self._writing():
+        with self._session.writing_mine():
             changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
             return label_files(self._connection, paths, tenant, changes)
 
@@ -184,17 +176,17 @@ class Store:
 
         `itself`: of a file with exactly this path as well.
         """
-        with self._reading():
+        with self._session.reading:
             return known_files(self._connection, self._model, folder, tenant=tenant, itself=itself)
 
     def copies(self, sha256s: Collection[bytes], *, tenant: str = "") -> dict[bytes, list[Row]]:
         """Return the rows of files with these checksums, by checksum: what a copy or a moved file would get too."""
-        with self._reading():
+        with self._session.reading:
             return copied_rows(self._connection, self._model, sha256s, tenant)
 
     def refused(self, *, tenant: str = "") -> list[Refused]:
         """Return the files that were refused when they were last looked at, sorted by path."""
-        with self._reading():
+        with self._session.reading:
             return refused_files(self._connection, tenant)
 
     def search(
@@ -228,17 +220,37 @@ class Store:
         if k < 1:
             raise ValueError(f"k: expected at least 1, found {k}")
         query = Query(
-            vector=self._direction(vector, unlike),
+            vector=direction(vector, unlike, self.dim),
             filter=filter or Filter(),
             k=k,
             words=words,
             unlike_words=unlike_words,
             skip=frozenset(skip),
         )
+        held = self._session.held_answer(query)
+        if held is not None:
+            return held
         # One snapshot: what is found is still there when it is read, whoever writes meanwhile.
-        with self._reading():
-            self._indexes.keep_up(self._serving)
+        with self._session.reading:
+            self._indexes.keep_up(self._session.serving)
             return self._indexes.answer(query)
+
+    def search_many(
+        self, vectors: NDArray[np.float32], *, k: int = 10, filter: Filter | None = None
+    ) -> list[list[Hit]]:
+        """Return what `search` does for each of `vectors (N, D)` of unit norm, all from one state of the store.
+
+        An index is asked once for all of them, on as many threads as the store was opened with.
+
+        Raises:
+            StoreError: as `search`.
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, found {k}")
+        queries = checked_vectors(list(vectors), self.dim, [f"query {number}" for number in range(len(vectors))])
+        with self._session.reading:
+            self._indexes.keep_up(self._session.serving)
+            return self._indexes.answer_many(queries, k, filter or Filter())
 
     def more_like(self, row: int, *, k: int = 10, filter: Filter | None = None) -> list[Hit]:
         """Return the `k` rows nearest to the row with this id (`Hit.id`), itself left out.
@@ -254,7 +266,7 @@ class Store:
         Raises:
             StoreError: there is no such row, or it is damaged.
         """
-        with self._reading():
+        with self._session.reading:
             table = next(vectors_of(self._connection, self._model, [row])).table
         if not len(table):
             raise StoreError(
@@ -267,13 +279,13 @@ class Store:
 
     def hit(self, row: int) -> Hit | None:
         """Return the row with this id, with score 0; `None` when it is gone or damaged."""
-        with self._reading():
+        with self._session.reading:
             hits, _ = hits_of(self._connection, self._model, [row], None)
         return hits[0] if hits else None
 
     def duplicates(self, *, least: float = 0.97, tenant: str = "") -> list[list[Hit]]:
         """Return groups of near-duplicates: rows linked by a cosine of `least` or more; the largest groups first."""
-        with self._reading():
+        with self._session.reading:
             return duplicate_groups(self._connection, self._model, least=least, tenant=tenant)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -285,8 +297,8 @@ class Store:
             StoreError: the index cannot be written.
             StorageFull: no space.
         """
-        with self._reading():
-            self._indexes.prepare(self._serving, progress)
+        with self._session.reading:
+            self._indexes.prepare(self._session.serving, progress)
 
     def erase(
         self,
@@ -311,7 +323,7 @@ class Store:
         """
         if (file is not None) + (album is not None) > 1 or (file is None and album is None and tenant is None):
             raise ValueError("erase: expected a file, an album, or a tenant")
-        with self._lock, database_errors(self.path):
+        with self._session.alone():
             finish_erasures(self._connection, self.path)
             self._indexes.forget()
             receipt = erase_scope(self._connection, self.path, file=file, album=album, tenant=tenant or "")
@@ -321,7 +333,7 @@ class Store:
 
     def damages(self) -> list[Damage]:
         """Read the whole store and return what is not as it was written; empty when all is well."""
-        with self._lock, database_errors(self.path):
+        with self._session.alone():
             return list(find_damage(self._connection))
 
     def check(self) -> None:
@@ -330,7 +342,7 @@ class Store:
         Raises:
             StoreError: it is damaged; the message is the first finding.
         """
-        with self._lock, database_errors(self.path):
+        with self._session.alone():
             raise_damage(find_damage(self._connection), self.path)
 
     def repair(self) -> int:
@@ -341,7 +353,7 @@ class Store:
         Raises:
             StoreError: SQLite's own structure is damaged; that cannot be mended row by row.
         """
-        with self._lock, database_errors(self.path):
+        with self._session.alone():
             raise_damage((item for item in find_damage(self._connection) if item.kind == "database"), self.path)
             with transaction(self._connection):
                 count = remove_damage(self._connection)
@@ -356,15 +368,15 @@ class Store:
             StoreError: another process reads an old state.
             StorageFull: no space for the copy; the store is as it was.
         """
-        with self._lock, database_errors(self.path):
+        with self._session.alone():
             if not finish_erasures(self._connection, self.path):
                 rewrite(self._connection, self.path)
             self._indexes.changed()
 
     def stats(self) -> StoreStats:
         """Return what is in the store."""
-        with self._reading():
-            self._indexes.keep_up(self._serving)
+        with self._session.reading:
+            self._indexes.keep_up(self._session.serving)
             held = self._indexes.held
             kind = held.index.kind if held.index is not None else "scan"
             return store_stats(self._connection, self.path, kind=kind, index_rows=len(held.index or ()))
@@ -373,49 +385,3 @@ class Store:
     def damaged(self) -> frozenset[int]:
         """Ids of rows that searches have left out because their checksum is wrong; see `repair`."""
         return frozenset(self._indexes.held.damaged)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, database_errors(self.path), snapshot(self._connection):
-            yield
-
-    @contextmanager
-    def _writing_any(self) -> Iterator[None]:
-        with self._lock, database_errors(self.path), transaction(self._connection):
-            yield
-            self._indexes.changed()
-
-    @contextmanager
-    def _writing(self) -> Iterator[str]:
-        with self._writing_any():
-            yield self._still_mine(("active", "shadow"))
-
-    def _still_mine(self, states: Sequence[str]) -> str:
-        """Return the state of this store's model version, which must be one of `states`."""
-        state = self._one("SELECT state FROM models WHERE id = ?", self._model.id)
-        if state not in states:
-            raise StoreError(
-                f"store {self.path}",
-                expected=f"model version {self.model_version}, which this store was opened for",
-                found="a switch to another one" if state else "that its rows were removed",
-                remedy="Open the store again, with the bundle that it has now.",
-            )
-        return str(state)
-
-    def _serving(self) -> None:
-        self._still_mine(("active", "shadow", "previous"))
-
-    def _direction(
-        self, vector: NDArray[np.float32] | None, unlike: NDArray[np.float32] | None
-    ) -> NDArray[np.float32] | None:
-        if vector is None:
-            return None
-        query: NDArray[np.float32] = checked_vectors([vector], self.dim, ["the query"])[0]
-        if unlike is None:
-            return query
-        away = query - _UNLIKE_WEIGHT * checked_vectors([unlike], self.dim, ["the unlike query"])[0]
-        norm = float(np.linalg.norm(away))
-        return np.asarray(away / norm if norm > 0 else away, dtype=np.float32)
-
-    def _one(self, sql: str, *values: int) -> object:
-        return self._connection.execute(sql, values).get

@@ -57,7 +57,7 @@ class Upgrade:
         connection: apsw.Connection,
         path: Path,
         writing: Callable[[], AbstractContextManager[None]],
-        reading: Callable[[], AbstractContextManager[None]],
+        reading: AbstractContextManager[None],
     ) -> None:
         self._connection = connection
         self._path = path
@@ -75,7 +75,7 @@ class Upgrade:
 
     def missing(self, limit: int = 256) -> list[tuple[str, Known]]:
         """Return at most `limit` files that have neither rows of the shadow nor were skipped, with their tenants."""
-        with self._reading():
+        with self._reading:
             return _missing(self._connection, self._shadow(), limit)
 
     def skip(self, files: Sequence[tuple[str, str]]) -> None:
@@ -85,7 +85,7 @@ class Upgrade:
 
     def status(self) -> UpgradeStatus:
         """Return where it stands."""
-        with self._reading():
+        with self._reading:
             return _status(self._connection, self._path)
 
     def switch(self) -> None:
@@ -104,7 +104,7 @@ class Upgrade:
 
     def switch_if_filled(self) -> bool:
         """Switch, unless files are still missing; return whether the shadow version answers now."""
-        with self._reading():
+        with self._reading:
             if _missing(self._connection, self._shadow(), 1):
                 return False
         try:

@@ -126,7 +126,9 @@ def test_an_index_is_extended_and_renewed(tmp_path: Path) -> None:
         assert _recall(store, table, np.arange(4000) >= 2000) >= 0.99
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "changed", "header", "other store"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "changed", "header", "other store", "rows missing", "rows changed"]
+)
 def test_an_index_that_cannot_be_trusted_is_not_used_and_made_again(tmp_path: Path, damage: str) -> None:
     path, table = tmp_path / "s", vectors(1000)
     for name in ("s", "other"):
@@ -140,7 +142,10 @@ def test_an_index_that_cannot_be_trusted_is_not_used_and_made_again(tmp_path: Pa
         file.unlink()
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-100])
-    elif damage == "changed":
+    elif damage == "rows missing":
+        next(folder.glob("*.rows")).unlink()
+    elif damage in {"changed", "rows changed"}:
+        file = file if damage == "changed" else next(folder.glob("*.rows"))
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
@@ -155,7 +160,7 @@ def test_an_index_that_cannot_be_trusted_is_not_used_and_made_again(tmp_path: Pa
         store.prepare()
         assert store.stats().index_kind == "hnsw"
         assert _numbers(store, table[7], k=1) == [7]
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_the_kind_of_index_follows_size_and_memory() -> None:

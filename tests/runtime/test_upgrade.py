@@ -1,10 +1,11 @@
 """From one model version to the next: always one version in an answer, at every step, through every kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ FILES = 24
 
 
 def _fill_old(path: Path, files: int = FILES) -> None:
+    path.parent.mkdir(exist_ok=True)
     with opened(path, "v1", exact_rows=10) as store:
         store.write([row(f"/p/{n}", vector, caption=f"v1 says {n}") for n, vector in enumerate(vectors(files))])
         store.prepare()
@@ -132,15 +134,16 @@ def test_changes_while_it_fills_are_done_too(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[3])
+sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import pocketlens.runtime.store.database as database
-import pocketlens.runtime.store.nearest as nearest
+import apsw, faiss, onnxruntime
+import usearch.index
 import pocketlens.runtime.store.indexes as indexes
 import pocketlens.runtime.store.upgrade as upgrade
 from tests.runtime.store_rows import opened, row, vectors
 
-path, left = Path(sys.argv[1]), int(sys.argv[2])
+FILES = 24
+left = 0
 
 def step():
     global left
@@ -148,47 +151,82 @@ def step():
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-import apsw
-
 def watch(connection):
     # Before a commit and at each statement that changes something.
     connection.set_commit_hook(lambda: step() or False)
     connection.set_update_hook(lambda *change: step())
 
-apsw.connection_hooks.append(watch)
-for module, name in ((indexes, "write_index"), (upgrade, "drop_index")):
-    def stepping(*a, inner=getattr(module, name), **k):
+def stepping(inner):
+    def stepped(*a, **k):
         step()
         result = inner(*a, **k)
         step()
         return result
-    setattr(module, name, stepping)
+    return stepped
 
-FILES = 24
-with opened(path, "v1", exact_rows=10) as store:
-    store.upgrade.begin(model_version="v2", dim=8)
-    table = vectors(FILES, seed=1, dim=8)
-    while missing := store.upgrade.missing(8):
-        with opened(path, "v2", dim=8, shadow=True, exact_rows=10) as shadow:
-            numbers = [int(known.path[3:]) for _, known in missing]
-            shadow.write([row(f"/p/{n}", table[n], caption=f"v2 says {n}") for n in numbers])
-            shadow.prepare()
-    store.upgrade.switch()
-    store.upgrade.roll_back()
-    store.upgrade.roll_back()
-    store.upgrade.finish()
-print("finished")
+def run(path):
+    apsw.connection_hooks.append(watch)
+    for module, name in ((indexes, "write_rows"), (indexes, "write_index"), (upgrade, "drop_index")):
+        setattr(module, name, stepping(getattr(module, name)))
+    with opened(path, "v1", exact_rows=10) as store:
+        store.upgrade.begin(model_version="v2", dim=8)
+        table = vectors(FILES, seed=1, dim=8)
+        while missing := store.upgrade.missing(8):
+            with opened(path, "v2", dim=8, shadow=True, exact_rows=10) as shadow:
+                numbers = [int(known.path[3:]) for _, known in missing]
+                shadow.write([row(f"/p/{n}", table[n], caption=f"v2 says {n}") for n in numbers])
+                shadow.prepare()
+        store.upgrade.switch()
+        store.upgrade.roll_back()
+        store.upgrade.roll_back()
+        store.upgrade.finish()
+
+# A process for each run, born of one that has loaded everything: loading took most of the time.
+for line in sys.stdin:
+    number, _, path = line.rstrip("\\n").partition(" ")
+    child = os.fork()
+    if child == 0:
+        left = int(number)
+        try:
+            run(Path(path))
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def _kill_at(path: Path, step: int) -> bool:
-    """Run the upgrade until its `step`-th step and tell whether it was killed there."""
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), str(step), root], capture_output=True, text=True, check=False
-    )
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
-    return done.returncode != 0
+@pytest.fixture(scope="module")
+def kill_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, int], bool]]:
+    """Return what runs the upgrade of a store until its n-th step, and tells whether it was killed there."""
+    log = tmp_path_factory.mktemp("killed") / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(Path(__file__).parents[2])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # A process with threads must not be forked.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        ) as process,
+    ):
+
+        def kill(path: Path, step: int) -> bool:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{step} {path}\n")
+            process.stdin.flush()
+            status = process.stdout.readline().strip()
+            assert status in {"0", str(-signal.SIGKILL)}, log.read_text()
+            return status != "0"
+
+        yield kill
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _look(path: Path) -> str:
@@ -202,25 +240,29 @@ def _look(path: Path) -> str:
 
 # One in nine by default; all of them in the slow run.
 @pytest.mark.parametrize("step", [1, 2, 9, 27, 30, 33, 80, 86, 90, 120])
-def test_a_kill_at_a_step_of_an_upgrade_leaves_one_version_whole(tmp_path: Path, step: int) -> None:
+def test_a_kill_at_a_step_of_an_upgrade_leaves_one_version_whole(
+    tmp_path: Path, kill_at: Callable[[Path, int], bool], step: int
+) -> None:
     _fill_old(tmp_path / "s")
-    killed = _kill_at(tmp_path / "s", step)
+    killed = kill_at(tmp_path / "s", step)
     version = _look(tmp_path / "s")
     if version == "v1" and killed:
-        assert not _kill_at(tmp_path / "s", 10**9)  # goes on where it was
+        assert not kill_at(tmp_path / "s", 10**9)  # goes on where it was
         assert _look(tmp_path / "s") == "v2"
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_step_of_an_upgrade_leaves_one_version_whole(tmp_path: Path) -> None:
+def test_a_kill_at_every_step_of_an_upgrade_leaves_one_version_whole(
+    tmp_path: Path, kill_at: Callable[[Path, int], bool]
+) -> None:
+    _fill_old(tmp_path / "filled" / "s")
     step, seen = 0, set()
     while True:
         step += 1
-        path = tmp_path / f"{step}" / "s"
-        path.parent.mkdir()
-        _fill_old(path)
-        killed = _kill_at(path, step)
-        seen.add(_look(path))
+        shutil.copytree(tmp_path / "filled", tmp_path / "killed")
+        killed = kill_at(tmp_path / "killed" / "s", step)
+        seen.add(_look(tmp_path / "killed" / "s"))
+        shutil.rmtree(tmp_path / "killed")
         if not killed:
             break
     assert step > 50
