@@ -8,7 +8,7 @@
 `student` takes a trained student and its bundle: the decoder runs behind `generate()` with transformers' cache, and
 CIDEr is measured on the test split. `blip` saves a BLIP captioner of random weights and exports it with `hf:FOLDER`;
 captions have a fixed number of tokens. Every figure is a median over rounds in which all systems take turns, from
-pixels to ids, picture encoder included. `int8_blocks` is made here: see `with_blocks`.
+pixels to ids, picture encoder included. `int8_blocks` is the variant `onnx-int8_blocks`.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from pocketlens.export import ExportRecipe, Gates, export_student
 from pocketlens.export.reference import load_pixels
 from pocketlens.export.sources.opening import open_source
 from pocketlens.export.targets.onnx_blocks import write_block_int8
+from pocketlens.export.targets.onnx_compact import write_dynamic_int8
 from pocketlens.runtime.decoding import Limits, greedy
 from pocketlens.runtime.engines import Engine, open_engine
 
@@ -89,10 +90,9 @@ class Device:
 
 
 def with_blocks(bundle: Bundle, root: Path) -> Bundle:
-    """Return a copy of `bundle` at `root` with one more precision, `int8_blocks`.
+    """Return a copy of `bundle` at `root` with one more precision, `int8_blocks`, as the export writes it.
 
-    Its decode step is made from the fp32 one. Picture encoder and prefill, which see many rows at a time, are the
-    `int8` ones where there are some, else the fp32 ones: 8-bit blocks are for a single row.
+    Made from the fp32 graphs, so that a bundle of an earlier export can be measured.
     """
     staged = root.with_name(f"{root.name}.staged")
     shutil.rmtree(staged, ignore_errors=True)
@@ -100,15 +100,11 @@ def with_blocks(bundle: Bundle, root: Path) -> Bundle:
     graphs = list(bundle.manifest.graphs)
     records = {(r.role, r.precision): r for r in graphs if r.target == "onnx"}
     for role in _ROLES:
-        record = records["caption_decode", "fp32"]
-        if role != "caption_decode":
-            record = records.get((role, "int8"), records[role, "fp32"])
+        record = records[role, "fp32"]
         path = staged / "graphs" / "onnx-int8_blocks" / f"{role}.onnx"
         path.parent.mkdir(exist_ok=True)
-        if role == "caption_decode":
-            write_block_int8(bundle.path(record), path)
-        else:
-            shutil.copyfile(bundle.path(record), path)
+        write = write_block_int8 if role == "caption_decode" else write_dynamic_int8
+        write(bundle.path(record), path)
         graphs.append(
             msgspec.structs.replace(
                 record,

@@ -68,6 +68,11 @@ class Contender:
         return statistics.median(one["images_per_s"] for one in self.passes)
 
     @property
+    def cpu_ms(self) -> float:
+        """Median processor milliseconds of a picture, all threads together: other work on the machine hardly counts."""
+        return statistics.median(one["cpu_ms"] for one in self.passes)
+
+    @property
     def peak_mib(self) -> float:
         """Largest resident set."""
         return max(one["peak_mib"] for one in self.passes)
@@ -159,13 +164,14 @@ def _contenders(
 def _print(size: str, contenders: dict[str, Contender], bounds: dict[str, Bound]) -> None:
     width, height = SIZES[size]
     print(f"{width} x {height} JPEG, {available_cores()} cores")
-    print(f"{'':<30}{'images/s':>10}{'passes':>24}{'peak MiB':>10}{'x fastembed':>13}{'of bound':>10}")
+    print(f"{'':<30}{'images/s':>10}{'passes':>24}{'CPU ms':>9}{'peak MiB':>10}{'x fastembed':>13}{'of bound':>10}")
     fastembed = contenders.get("fastembed")
     for name, one in contenders.items():
         passes = " ".join(f"{each['images_per_s']:.1f}" for each in one.passes)
         ratio = f"{one.rate / fastembed.rate:.2f}" if fastembed else ""
         share = f"{one.rate / bounds[name].rate:.1%}" if name in bounds else ""
-        print(f"{name:<30}{one.rate:>10.1f}{passes:>24}{one.peak_mib:>10.0f}{ratio:>13}{share:>10}")
+        cpu = f"{one.cpu_ms:.2f}" if one.cpu_ms > 1 else "?"  # of children that go on nothing is known
+        print(f"{name:<30}{one.rate:>10.1f}{passes:>24}{cpu:>9}{one.peak_mib:>10.0f}{ratio:>13}{share:>10}")
     torch = contenders.get("open_clip transform + torch")
     if torch and "pocketlens" in contenders:
         print(f"pocketlens / open_clip transform + torch: {contenders['pocketlens'].rate / torch.rate:.2f}")

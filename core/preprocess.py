@@ -124,9 +124,9 @@ def _fit(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     # One axis a call: Pillow 13 swaps the passes where height shrinks more than width (its pull
     # request 9549), and rounding to uint8 between them makes that visible. The spec fixes them.
     wide = image.resize((placement.columns, image.height), resampling)
-    kept = wide.crop((left, 0, left + columns, wide.height))
+    kept = wide if columns == placement.columns else wide.crop((left, 0, left + columns, wide.height))
     tall = kept.resize((columns, placement.rows), resampling)
-    resized = tall.crop((0, top, columns, top + rows))
+    resized = tall if rows == placement.rows else tall.crop((0, top, columns, top + rows))
     return _pad(np.asarray(resized), placement, spec) if spec.fit == "pad" else np.array(resized)
 
 

@@ -47,7 +47,7 @@ _OUTPUTS: Final[dict[Role, tuple[str, ...]]] = {
 }
 """What the parity of a graph is measured on. Captions are compared as a whole: their decode step is not searched."""
 
-_TRANSPLANTED: Final = ("int8_dynamic", "int4")
+_TRANSPLANTED: Final = ("int8_dynamic", "int8_blocks", "int4")
 _RANKING: Final = 8
 _SEARCHED: Final = 32
 _HELD_OUT: Final = 256

@@ -29,6 +29,7 @@ Variant = Literal[
     "onnx-fp16",
     "onnx-int8",
     "onnx-int8_dynamic",
+    "onnx-int8_blocks",
     "onnx-int4",
     "executorch-fp32",
     "executorch-int8",

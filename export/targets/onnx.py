@@ -6,6 +6,7 @@
 | `fp16` | float16 | float16; a CPU without it converts around each operator |
 | `int8` | int8 by output channel | int8 in convolutions, linear layers and tables, ranges by calibration |
 | `int8_dynamic` | int8 by output channel | int8 in linear layers, ranges found in each call |
+| `int8_blocks` | the same; in the decode step int8 by blocks of 128 inputs, logits too | the same |
 | `int4` | 4 bits by blocks of 32 inputs | int8 in linear layers, ranges found in each call |
 """
 
@@ -21,6 +22,7 @@ from pocketlens.core.bundle import TensorSpec
 from pocketlens.core.errors import ExportError
 from pocketlens.export.graphs import Graph
 from pocketlens.export.reference import Feed
+from pocketlens.export.targets.onnx_blocks import write_block_int8
 from pocketlens.export.targets.onnx_compact import write_4_bit, write_dynamic_int8, write_half
 from pocketlens.export.targets.onnx_float import write_float
 from pocketlens.export.targets.onnx_static import quantize_static_int8
@@ -35,10 +37,12 @@ class OnnxRecipe:
     Attributes:
         weights: how they are stored.
         activations: `float`; `static` has ranges from calibration, `dynamic` finds them in each call.
+        decode_blocks: the decode step has weights in blocks instead; see `pocketlens.export.targets.onnx_blocks`.
     """
 
     weights: Literal["float32", "float16", "int8", "int4"] = "float32"
     activations: Literal["float", "static", "dynamic"] = "float"
+    decode_blocks: bool = False
 
 
 RECIPES: Final[dict[str, OnnxRecipe]] = {
@@ -46,6 +50,7 @@ RECIPES: Final[dict[str, OnnxRecipe]] = {
     "fp16": OnnxRecipe(weights="float16"),
     "int8": OnnxRecipe(weights="int8", activations="static"),
     "int8_dynamic": OnnxRecipe(weights="int8", activations="dynamic"),
+    "int8_blocks": OnnxRecipe(weights="int8", activations="dynamic", decode_blocks=True),
     "int4": OnnxRecipe(weights="int4", activations="dynamic"),
 }
 """By precision, as it stands in the name of a variant."""
@@ -54,6 +59,7 @@ _WRITERS: Final[dict[OnnxRecipe, Callable[[Path, Path], object]]] = {
     RECIPES["fp32"]: shutil.copyfile,
     RECIPES["fp16"]: write_half,
     RECIPES["int8_dynamic"]: write_dynamic_int8,
+    RECIPES["int8_blocks"]: write_dynamic_int8,  # and `write_block_int8` for the decode step
     RECIPES["int4"]: write_4_bit,
 }
 
@@ -83,7 +89,8 @@ class OnnxTarget:
             write_float(graph, source)
             for precision, recipe in recipes.items():
                 if recipe.activations != "static":
-                    _WRITERS[recipe](source, paths[precision])
+                    blocks = recipe.decode_blocks and graph.role == "caption_decode"
+                    (write_block_int8 if blocks else _WRITERS[recipe])(source, paths[precision])
             if "int8" in paths:  # last, because it changes its source
                 quantize_static_int8(graph, source, feeds, paths["int8"])
 

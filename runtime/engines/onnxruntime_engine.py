@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,24 @@ from pocketlens.runtime.engines.specs import PROVIDERS, EngineSpec, Provider
 __all__ = ["OnnxRuntimeEngine"]
 
 _FATAL_ONLY: Final = 4
+
+
+class _Opened(NamedTuple):
+    """A session and what a run needs: a decode step takes 0.2 ms, and looking these up took a tenth of that.
+
+    Attributes:
+        session: ONNX Runtime's.
+        own_inputs: the graph's own names, in its order.
+        inputs: the record's names, in its order.
+        outputs: the record's names, in its order.
+        batch_limit: rows that one call may have; `None` for any number.
+    """
+
+    session: Any
+    own_inputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batch_limit: int | None
 
 
 class OnnxRuntimeEngine:
@@ -45,7 +63,7 @@ class OnnxRuntimeEngine:
         self._bundle = bundle
         self._graphs = graphs
         self._threads = threads
-        self._sessions: dict[Role, Any] = {}
+        self._sessions: dict[Role, _Opened] = {}
         self._lock = threading.Lock()
         try:
             # Not an import statement: a bundle that is run by another engine needs no onnxruntime.
@@ -70,25 +88,24 @@ class OnnxRuntimeEngine:
 
     def run(self, role: Role, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one graph; see `Engine.run`."""
-        record, path = bundle_graph(self._bundle, self._graphs, role)
-        session = self._session(role)
+        opened = self._sessions.get(role) or self._session(role)
         try:
             # By position: an ONNX graph cannot give an output the name of an input, as a cache has.
-            own = [value.name for value in session.get_inputs()]
-            fed = dict(zip(own, (inputs[spec.name] for spec in record.inputs), strict=True))
-            limit = batch_limit(record) if self._provider == "tensorrt" else None
+            fed = {own: inputs[name] for own, name in zip(opened.own_inputs, opened.inputs, strict=True)}
+            session, limit = opened.session, opened.batch_limit
             values = session.run(None, fed) if limit is None else _in_parts(session, fed, limit)
-            return dict(zip((spec.name for spec in record.outputs), values, strict=True))
+            return dict(zip(opened.outputs, values, strict=True))
         except self._errors as error:
+            _, path = bundle_graph(self._bundle, self._graphs, role)
             raise graph_failed(path, f"a {role} graph that runs", error) from error
 
-    def _session(self, role: Role) -> Any:
+    def _session(self, role: Role) -> "_Opened":
         with self._lock:
             if role not in self._sessions:
                 self._sessions[role] = self._open(role)
             return self._sessions[role]
 
-    def _open(self, role: Role) -> Any:
+    def _open(self, role: Role) -> "_Opened":
         record, path = bundle_graph(self._bundle, self._graphs, role)
         options = self._ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY  # what goes wrong is raised, not printed
@@ -109,7 +126,13 @@ class OnnxRuntimeEngine:
         # Where a provider's libraries or its device are missing, ONNX Runtime goes on without it and says so in
         # its log only.
         self._check_provider(session.get_providers())
-        return session
+        return _Opened(
+            session,
+            tuple(value.name for value in session.get_inputs()),
+            tuple(spec.name for spec in record.inputs),
+            tuple(spec.name for spec in record.outputs),
+            batch_limit(record) if self._provider == "tensorrt" else None,
+        )
 
     def _check_provider(self, there: list[str]) -> None:
         if PROVIDERS[self._provider] not in there:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from PIL import Image
 from pocketlens.core.decode import decode, decode_image, upright_image
 from pocketlens.core.errors import PictureError
 from pocketlens.core.picture_frames import MAX_FRAMES, stated_frames
-from pocketlens.core.picture_header import stated_size
-from pocketlens.core.preprocess import preprocess
+from pocketlens.core.picture_header import jpeg_scans, stated_size
+from pocketlens.core.preprocess import preprocess, read_bytes
 from pocketlens.core.preprocess_spec import PreprocessSpec
 from tests.core.test_decode import WIDE_RGB, blocks, encoded, png, tiff
 
@@ -50,6 +51,24 @@ def test_pages_that_lead_in_a_circle_cost_nothing() -> None:
     circle = data[:-4] + struct.pack("<I", start)
     assert stated_frames(circle, "TIFF") == 1
     assert decode(circle, SPEC)[0, :, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("bytes_before", [0, 1, 2**18 - 2, 2**18 - 1, 2**18, 2**19 - 1])
+def test_every_scan_is_counted_once_wherever_it_stands(bytes_before: int) -> None:
+    data = bytes(bytes_before) + b"\xff\xda" + bytes(5) + b"\xff\xff\xda\xda"
+    assert jpeg_scans(data) == 2
+    assert jpeg_scans(data[: bytes_before + 1]) == 0
+    assert jpeg_scans(b"") == 0
+
+
+def test_a_file_that_is_longer_than_its_status_says_is_read_to_its_end_or_refused() -> None:
+    endless = Path("/proc/self/environ")  # of 0 bytes, says the kernel
+    if not endless.exists() or not (expected := endless.read_bytes()):
+        pytest.skip("needs /proc")
+    assert read_bytes(endless) == expected
+    with pytest.raises(PictureError) as refusal:
+        read_bytes(endless, max_bytes=len(expected) - 1)
+    assert refusal.value.kind == "too_large"
 
 
 TEXT = (b"zTXt", b"key\0\0" + zlib.compress(b"a" * 1000))
