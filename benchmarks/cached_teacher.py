@@ -11,7 +11,7 @@ the same rendered pictures and captions, four ways that take turns:
 - `open_clip`: `open_clip_train` with `--distill-model`, the same backbone and the same widths.
 
 open_clip's training needs `pip install "open_clip_torch[training]"`. The teacher has random weights: no answer is
-judged here, and a forward pass costs the same. What making the shards cost is printed too, and how many epochs pay it back.
+judged here, and a forward pass costs the same. What the shards cost is printed too, and the epochs that pay for it.
 """
 
 import argparse

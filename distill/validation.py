@@ -41,8 +41,8 @@ class Validation:
         student.eval()
         images, texts, nats, tokens = [], [], 0.0, 0
         for rows in batches(len(self._ids), _CHUNK):
-            ids = torch.from_numpy(np.asarray(self._ids[rows])).to(device)
-            image, visual = student.image_encoder(torch.from_numpy(np.asarray(self._pixels[rows])).to(device))
+            ids = torch.from_numpy(np.array(self._ids[rows])).to(device)
+            image, visual = student.image_encoder(torch.from_numpy(np.array(self._pixels[rows])).to(device))
             images.append(image)
             texts.append(student.text_encoder(ids))
             said = ids[:, : student.config.caption_tokens + 1]

@@ -59,15 +59,24 @@ def needs_distill(what: str, kind: type[PocketlensError] = TrainingError) -> Ite
 
 @app.command("run")
 def run(recipe: RecipePath, work: WorkPath, as_json: AsJson = False) -> int:
-    """Do all steps: data, reinforce, train, evaluate. What is finished is kept; a killed run goes on."""
+    """Do all steps: data, reinforce, train, evaluate. What is finished is kept; a killed run goes on.
+
+    A test split without captions, as a photo library's, cannot be judged: the student's folder is printed instead.
+    """
     plan = _checked(recipe)
     with needs_distill("pocketlens distill"):
+        from pocketlens.distill.data.sample import read_samples
         from pocketlens.distill.pipeline import Workspace, prepare_data, reinforce_data, train_student
 
     space = Workspace(work)
     with progress() as report:
         prepare_data(plan, space, report)
         train_student(plan, space, reinforce_data(plan, space, report), report)
+    captioned = [bool(sample.captions) for sample in read_samples(space.data, "test")]
+    if not captioned or not all(captioned):
+        say("not judged: the test split has no pictures, or some without a caption to compare with")
+        out_json({"student": space.student}) if as_json else out(str(space.student))
+        return 0
     return evaluate(recipe, work, as_json=as_json)
 
 
