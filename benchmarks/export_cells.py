@@ -8,7 +8,7 @@ Run: python -m benchmarks.export_cells MODEL ROLE TARGET PRECISION,PRECISION --w
 import argparse
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.export_models import MODELS, Subject, open_subject
+from benchmarks.export_models import MODELS, open_subject
 from pocketlens.core.bundle import ROLES, Bundle, EmbeddingSpec, GraphRecord, Manifest, Role, TokenizerSpec
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.export.latency import THREADS
@@ -30,7 +30,7 @@ from pocketlens.export.stand_in import eager_answers
 from pocketlens.export.targets import open_target
 from pocketlens.runtime.engines import ENGINES, EngineName, open_engine
 
-__all__ = ["Cell", "Closeness", "open_runner"]
+__all__ = ["Cell", "Closeness", "measure", "open_runner"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -133,25 +133,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     resource.setrlimit(resource.RLIMIT_CPU, (chosen.limit, chosen.limit + 60))
     torch.set_num_threads(THREADS)
-    subject = open_subject(chosen.model, chosen.role, chosen.photos)
-    expected = _answers(subject)
-    root: Path = chosen.work / chosen.model
-    variants = [f"{chosen.target}-{precision}" for precision in chosen.precisions.split(",")]
-    paths = {variant: root / graph_path(variant, chosen.role) for variant in variants}
+    for cell in measure(
+        chosen.model,
+        chosen.role,
+        chosen.target,
+        chosen.precisions.split(","),
+        chosen.work / chosen.model,
+        chosen.photos,
+    ):
+        print(msgspec.json.encode(cell).decode(), flush=True)
+
+
+def measure(
+    model: str, role: Role, target: str, precisions: Sequence[str], root: Path, photos: Path | None
+) -> Iterator[Cell]:
+    """Write one graph under `root` in all `precisions` of `target`, then yield what became of each.
+
+    Raises:
+        PocketlensError: it cannot be written, or one of the files does not run.
+    """
+    subject = open_subject(model, role, photos)
+    answer = eager_answers({role: subject.graph})
+    expected = [answer(role, feed) for feed in subject.held_out]
+    paths = {precision: root / graph_path(f"{target}-{precision}", role) for precision in precisions}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
-    by_precision = {variant.partition("-")[2]: path for variant, path in paths.items()}
-    taken = open_target(chosen.target).export(subject.graph, by_precision, subject.calibration) or {}
+    taken = open_target(target).export(subject.graph, paths, subject.calibration) or {}
     seconds = time.process_time() - started
-    for variant in variants:
-        (record,) = graph_records(variant, root, {chosen.role: subject.graph})
-        (root / f"{variant}-{chosen.role}.json").write_bytes(msgspec.json.encode(record))
-        runner = open_runner(record, root)
-        delegation = taken.get(variant.partition("-")[2])
-        cell = Cell(
-            model=chosen.model,
-            role=chosen.role,
+    for precision in precisions:
+        variant = f"{target}-{precision}"
+        (record,) = graph_records(variant, root, {role: subject.graph})
+        (root / f"{variant}-{role}.json").write_bytes(msgspec.json.encode(record))
+        runner, delegation = open_runner(record, root), taken.get(precision)
+        yield Cell(
+            model=model,
+            role=role,
             variant=variant,
             status="works" if runner else "written",
             runner=runner.name if runner else "",
@@ -161,15 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             delegated=delegation.delegated if delegation else None,
             operators=delegation.delegated + delegation.left if delegation else None,
             parts=delegation.parts if delegation else None,
-            outputs=_compared([runner.run(chosen.role, feed) for feed in subject.held_out], expected) if runner else {},
+            outputs=_compared([runner.run(role, feed) for feed in subject.held_out], expected) if runner else {},
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(msgspec.json.encode(msgspec.structs.replace(cell, peak_bytes=peak)).decode(), flush=True)
-
-
-def _answers(subject: Subject) -> list[Arrays]:
-    answer = eager_answers({subject.graph.role: subject.graph})
-    return [answer(subject.graph.role, feed) for feed in subject.held_out]
 
 
 def _compared(found: Sequence[Mapping[str, NDArray[Any]]], expected: Sequence[Arrays]) -> dict[str, Closeness]:

@@ -30,7 +30,7 @@ from pocketlens.distill.students.student import Student
 from pocketlens.export.graphs import Graph, student_graphs
 from pocketlens.export.reference import Feed, calibration_feeds
 
-__all__ = ["BACKBONES", "MODELS", "Subject", "open_subject", "read_pictures"]
+__all__ = ["BACKBONES", "MODELS", "Subject", "open_subject", "read_pictures", "typical_feed"]
 
 
 class Backbone(msgspec.Struct, frozen=True):
@@ -56,7 +56,6 @@ MODELS: Final[tuple[str, ...]] = (*BACKBONES, "nano")
 
 _PICTURES: Final = 32
 _BATCH: Final = 16
-_WIDTHS: Final = {"embed_dim": 512, "width": 512, "heads": 8, "text_layers": 1, "decoder_layers": 1, "vocab_size": 512}
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,13 @@ def open_subject(model: str, role: Role, photos: Path | None) -> Subject:
     return _nano(role, photos)
 
 
+def typical_feed(model: str, role: Role) -> Feed:
+    """Return one input of batch 1 for the graph `role` of `model`, to be timed with: no weights, no photographs."""
+    if model in BACKBONES:
+        return {"pixels": read_pictures(None, 1, BACKBONES[model].image_px)}
+    return open_subject(model, role, None).held_out[0]
+
+
 def read_pictures(photos: Path | None, count: int, side_px: int) -> NDArray[np.uint8]:
     """Return uint8 (count, side, side, 3): the first JPEG files of a tar, or rendered scenes."""
     if photos is None:
@@ -107,7 +113,15 @@ def read_pictures(photos: Path | None, count: int, side_px: int) -> NDArray[np.u
 def _tower(backbone: Backbone, photos: Path | None) -> Subject:
     pixels = read_pictures(photos, 2 * _PICTURES, backbone.image_px)
     config = StudentConfig(
-        backbone=backbone.timm_name, image_px=backbone.image_px, visual_grid=backbone.visual_grid, **_WIDTHS
+        backbone=backbone.timm_name,
+        image_px=backbone.image_px,
+        visual_grid=backbone.visual_grid,
+        embed_dim=512,
+        width=512,
+        heads=8,
+        text_layers=1,
+        decoder_layers=1,
+        vocab_size=512,
     )
     tower = ImageEncoder(config)
     _settle(tower, pixels[:_PICTURES])

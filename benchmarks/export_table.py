@@ -5,7 +5,7 @@
     python -m benchmarks.export_table --results R.jsonl --work DIR [--photos PICTURES.tar]
         [--backbone MobileNetV2,nano] [--variant onnx-fp32,executorch]
     python -m benchmarks.export_table --results R.jsonl --work DIR --time [--backbone NAME]
-    python -m benchmarks.export_table --results R.jsonl --print
+    python -m benchmarks.export_table --results R.jsonl --print grid
 
 The first form fills in what R.jsonl lacks, so that it can be stopped and started again at any time; a failure is a
 cell like any other. Each job, the precisions of one target and graph, is a process of its own
@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 
 from benchmarks.export_cells import Cell, open_runner
-from benchmarks.export_models import BACKBONES, MODELS, open_subject
-from benchmarks.export_rows import Timing, table
+from benchmarks.export_models import BACKBONES, MODELS, typical_feed
+from benchmarks.export_rows import Timing, grid, rows
 from pocketlens.core.bundle import ROLES, GraphRecord, Role
 from pocketlens.export.latency import measure_in_turns
 from pocketlens.export.quiet import quiet
@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=1800, help="seconds of CPU time that one job may take")
     parser.add_argument("--runs", type=int, default=50, help="timed calls of each graph")
     parser.add_argument("--time", action="store_true", help="time what is there instead")
-    parser.add_argument("--print", action="store_true", help="print the table instead")
+    parser.add_argument("--print", choices=("grid", "rows"), help="print a table instead: short, or with everything")
     chosen = parser.parse_args(arguments)
     lines = _read(chosen.results)
     if chosen.print:
-        print(table(lines))
+        print(grid(lines) if chosen.print == "grid" else rows(lines))
         return 0
     if chosen.work is None:
         parser.error("--work is missing")
@@ -120,7 +120,7 @@ def _times(model: str, role: Role, lines: Iterable[Cell | Timing], work: Path, r
         for line in lines
         if isinstance(line, Cell) and (line.model, line.role) == (model, role) and line.runner in _TIMED
     ]
-    feed = dict(open_subject(model, role, None).held_out[0])
+    feed = typical_feed(model, role)
     calls = {}
     for variant in variants:
         record = msgspec.json.decode((work / model / f"{variant}-{role}.json").read_bytes(), type=GraphRecord)

@@ -118,7 +118,7 @@ class TrainingSet:
             pixels: the rows that are returned, by default all; `None` for the labels of all without their pixels.
         """
         rng = np.random.default_rng((self._seed, step))
-        rows = np.sort(self._rows(step, size))
+        rows = self.rows(step, size)
         views = rng.integers(self._reinforced.views, size=size)
         human, written = self._human[rows], self._reinforced.written[rows]
         by_people = rng.integers(np.maximum(human, 1))
@@ -156,8 +156,15 @@ class TrainingSet:
     def _captions(self, row: int) -> tuple[str, ...]:
         return (*self._samples[row].captions, *self._reinforced.captions(row))
 
-    def _rows(self, step: int, size: int) -> NDArray[np.int64]:
-        """Rows of a step: each epoch is a permutation of its own, steps run across its border."""
+    def references(self, row: int) -> tuple[str, ...]:
+        """Return the human captions of a picture, or the teacher's where there is none."""
+        return tuple(self._samples[row].captions) or self._reinforced.captions(row)
+
+    def rows(self, step: int, size: int) -> NDArray[np.int64]:
+        """Return the pictures of a step, `(size,)`, in the order of `batch`.
+
+        Each epoch is a permutation of its own, steps run across its border.
+        """
         count = len(self)
         positions = np.arange(step * size, (step + 1) * size)
         rows = np.empty(size, dtype=np.int64)
@@ -165,7 +172,7 @@ class TrainingSet:
             order = np.random.default_rng((self._seed, 1 << 40, int(epoch))).permutation(count)
             here = positions // count == epoch
             rows[here] = order[positions[here] % count]
-        return rows
+        return np.sort(rows)
 
 
 def _spread(count: int, most: int) -> list[int]:

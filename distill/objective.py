@@ -50,8 +50,7 @@ class Objective(nn.Module):
         """Return embeddings and per-picture terms of `batch`, a part of `whole`. A term of weight 0 is left out."""
         weights, student = settings.losses, self.student
         share = len(batch.ids) / len(whole.ids)
-        features = student.image_encoder.features(batch.pixels)
-        images, visual = student.image_encoder.heads(features)
+        features, images, visual = student.image_encoder.look(batch.pixels)
         longest = int((batch.ids != pad_id).sum(dim=1).max())
         ids = batch.ids[:, :longest]  # padding changes no answer and costs time
         embeds = bool(weights.compares or weights.feature)

@@ -12,6 +12,7 @@ Each step can be run again at any time: what is finished is kept, what is missin
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -29,6 +30,7 @@ from pocketlens.distill.data.curate import Embed, curate
 from pocketlens.distill.data.recipe import ScenesData
 from pocketlens.distill.data.sample import PictureFile, Sample, as_source, extracted, read_samples
 from pocketlens.distill.distributed import barrier, joined
+from pocketlens.distill.phases import Setting, run_phases, without_phases
 from pocketlens.distill.pictures import DecodedPixels, PixelSource, load_pixels
 from pocketlens.distill.recipe import Recipe
 from pocketlens.distill.reinforce import reinforce
@@ -195,7 +197,7 @@ def reinforce_data(recipe: Recipe, work: Workspace, report: Report) -> list[Path
 
 
 def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], report: Report) -> Student:
-    """Train the recipe's student from `shards` and return it, in eval mode.
+    """Train the recipe's student from `shards`, take it through the recipe's phases, and return it in eval mode.
 
     Raises:
         DataError: data set or shards do not fit.
@@ -218,19 +220,21 @@ def train_student(recipe: Recipe, work: Workspace, shards: Sequence[Path], repor
         seed=recipe.seed,
     )
 
-    def progress(at: Progress) -> None:
-        report("train", at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
+    def progress(phase: str, at: Progress) -> None:
+        report(phase, at.step, at.steps, f"loss {at.loss:.3f}, {at.images_per_s:.0f} images/s")
 
-    return train(
-        recipe,
+    validation = _validation(recipe, work, tokenizer, preprocess_spec(config), report)
+    student = train(
+        without_phases(recipe),
         data,
         tokenizer,
         teacher_dim=reinforced.dim,
         run=work.student,
         start=_start(recipe, config),
-        validation=_validation(recipe, work, tokenizer, preprocess_spec(config), report),
-        progress=progress,
+        validation=validation,
+        progress=partial(progress, "train"),
     )
+    return run_phases(recipe, student, Setting(data, tokenizer, reinforced.dim, work.student, validation, progress))
 
 
 def _start(recipe: Recipe, config: StudentConfig) -> Student | None:

@@ -3,9 +3,10 @@
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 
-__all__ = ["quiet_loading"]
+__all__ = ["quiet_loading", "quiet_tracing"]
 
 
 @contextlib.contextmanager
@@ -25,3 +26,11 @@ def quiet_loading() -> Iterator[None]:
         logging.disable(before)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Hold back the warnings of torch.export, torchao and executorch about their own insides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

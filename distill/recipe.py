@@ -10,13 +10,16 @@ from msgspec import Meta
 
 from pocketlens.core.errors import RecipeError, storage_errors
 from pocketlens.distill.data.recipe import DataRecipe
+from pocketlens.distill.recipe_phases import QatRecipe, SelfCriticalRecipe
 from pocketlens.distill.students.config import PRESETS, StudentConfig
 
 __all__ = [
     "DataRecipe",
     "LossWeights",
+    "QatRecipe",
     "Recipe",
     "ReinforceRecipe",
+    "SelfCriticalRecipe",
     "StudentRecipe",
     "TeacherPaths",
     "TrainRecipe",
@@ -156,7 +159,7 @@ class TrainRecipe(_Table, frozen=True, kw_only=True):
 
 
 class Recipe(_Table, frozen=True, kw_only=True):
-    """A whole distillation."""
+    """A whole distillation: `train`, then `self_critical` and `qat` where they are switched on."""
 
     name: str
     seed: Annotated[int, Meta(ge=0)] = 20261122
@@ -168,6 +171,8 @@ class Recipe(_Table, frozen=True, kw_only=True):
     reinforce: ReinforceRecipe = ReinforceRecipe()
     student: StudentRecipe = StudentRecipe()
     train: TrainRecipe
+    self_critical: SelfCriticalRecipe = SelfCriticalRecipe()
+    qat: QatRecipe = QatRecipe()
 
     def preset(self) -> StudentConfig:
         """Return the preset that the recipe names.

@@ -18,6 +18,9 @@ from torch import distributed, nn
 
 __all__ = ["Replicas"]
 
+# Of batch norms, and of the activations of graphs with simulated quantization.
+_STATISTICS = ("running_mean", "running_var", "min_val", "max_val")
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
@@ -36,7 +39,7 @@ class Replicas(Generic[ModelT]):
         self._models = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
         self._weights = [list(one.parameters()) for one in self._models]
         self._statistics = [
-            [buffer for name, buffer in one.named_buffers() if "running_" in name] for one in self._models
+            [buffer for name, buffer in one.named_buffers() if name.endswith(_STATISTICS)] for one in self._models
         ]
         self._pool = pool
 

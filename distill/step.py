@@ -11,7 +11,7 @@ So a process sends embeddings and gradients, never pictures; labels are small an
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,7 +23,7 @@ from pocketlens.distill.objective import Look, Objective
 from pocketlens.distill.recipe import Recipe
 from pocketlens.distill.replicas import Replicas
 
-__all__ = ["Stepper", "copies_of"]
+__all__ = ["Stepper", "Steps", "copies_of"]
 
 
 def copies_of(recipe: Recipe, place: Place) -> int:
@@ -36,6 +36,20 @@ class _Rows(NamedTuple):
 
     parts: list[slice]
     own: slice
+
+
+class Steps(Protocol):
+    """Whatever makes the gradients of a step.
+
+    Attributes:
+        seen: figures of the last step that belong beside its terms into `metrics.csv`, always the same names.
+    """
+
+    seen: dict[str, float]
+
+    def backward(self, step: int) -> dict[str, float]:
+        """Leave the gradients of the step in the model and return the weighted terms by name."""
+        ...
 
 
 class Stepper:
@@ -63,6 +77,7 @@ class Stepper:
         pad_id: int,
         device: torch.device,
     ) -> None:
+        self.seen: dict[str, float] = {}
         self._settings, self._data, self._replicas, self._place = recipe.train, data, replicas, place
         self._pad_id, self._device = pad_id, device
         size, rounds = recipe.train.batch, recipe.train.micro_batches

@@ -8,14 +8,14 @@ processes share each step (`pocketlens.distill.step`); the first one alone write
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pocketlens.core.errors import TrainingError, storage_errors
@@ -28,7 +28,7 @@ from pocketlens.distill.objective import Objective
 from pocketlens.distill.recipe import Recipe, write_recipe
 from pocketlens.distill.replicas import Replicas
 from pocketlens.distill.schedule import warmup_cosine
-from pocketlens.distill.step import Stepper, copies_of
+from pocketlens.distill.step import Stepper, Steps, copies_of
 from pocketlens.distill.students.student import Student, save_student
 from pocketlens.distill.threads import single_threads
 from pocketlens.distill.validation import Validation, append_row
@@ -79,6 +79,9 @@ def train(
     start: Student | None = None,
     validation: Validation | None = None,
     progress: Callable[[Progress], None] | None = None,
+    heads: Mapping[str, Tensor] | None = None,
+    steps: Callable[[Replicas[Objective], Place, torch.device], Steps] | None = None,
+    finish: Callable[[Student], Student] = lambda student: student,
 ) -> Student:
     """Train to `recipe.train.steps`, resuming from the checkpoint in `run`, and return the averaged student.
 
@@ -95,6 +98,9 @@ def train(
         start: a student to go on from, of the recipe's sizes; by default a new one.
         validation: pictures to look at as the recipe says.
         progress: told after every step.
+        heads: weights by their names in `Objective` that an earlier training left: of those parts that no student has.
+        steps: makes what makes the gradients; by default `Stepper`, which learns from `data`.
+        finish: makes the student that is saved of the one that was trained and averaged.
 
     Raises:
         TrainingError: the loss is not finite, another process uses the folder, or the folder holds a run of
@@ -109,16 +115,21 @@ def train(
         weights = torch.from_numpy(data.concepts.weights)
         model = Objective(student, teacher_dim=teacher_dim, concepts=weights).to(device)
         model.to(memory_format=torch.channels_last)
+        model.load_state_dict({} if heads is None else heads, strict=False)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.train.ema))
         copies = copies_of(recipe, place)
         with single_threads(copies) as pool:
             replicas = Replicas(model, copies, pool)
-            stepper = Stepper(recipe, data, replicas, place, pad_id=tokenizer.pad_id, device=device)
+            if steps is not None:
+                stepper = steps(replicas, place, device)
+            else:
+                stepper = Stepper(recipe, data, replicas, place, pad_id=tokenizer.pad_id, device=device)
             state = _Run(recipe, run, place, device, model, replicas, average, _optimizer(model, recipe), {})
             _loop(state, stepper, _resume(state), validation, progress)
         student = cast("Objective", average.module).student.to(_CPU)
         if "student" in state.best:
             student.load_state_dict(state.best["student"])
+        student = finish(student)
         if place.leads:
             save_student(run, student.eval())
             draw_curves(run)
@@ -131,7 +142,7 @@ _CPU = torch.device("cpu")
 
 def _loop(
     run: _Run,
-    stepper: Stepper,
+    stepper: Steps,
     start: int,
     validation: Validation | None,
     progress: Callable[[Progress], None] | None,
@@ -149,7 +160,7 @@ def _loop(
         total = sum(terms.values())
         _update(run, step)
         smooth = total if step == start else 0.95 * smooth + 0.05 * total
-        rows.append({"step": step, "loss": total, **terms})
+        rows.append({"step": step, "loss": total, **terms, **stepper.seen})
         done = step + 1
         if progress is not None:
             pace = (time.monotonic() - began) / (done - start)
@@ -218,7 +229,7 @@ def _resume(run: _Run) -> int:
             for name in ("metrics.csv", "validation.csv"):
                 (run.folder / name).unlink(missing_ok=True)
         return 0
-    if state["recipe"] != msgspec.json.encode(run.recipe).decode():
+    if not _is_recipe(state["recipe"], run.recipe):
         raise TrainingError(
             f"run folder {run.folder}",
             expected="the recipe that this run was started with",
@@ -230,6 +241,14 @@ def _resume(run: _Run) -> int:
     run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _is_recipe(text: str, recipe: Recipe) -> bool:
+    try:
+        # decoded: in a checkpoint that is older than a key of the recipe the key has its default
+        return msgspec.json.decode(text, type=Recipe) == recipe
+    except msgspec.ValidationError:
+        return False
 
 
 def _checkpoint(run: _Run, step: int, rows: list[dict[str, float]]) -> None:

@@ -3,7 +3,8 @@
 Letters: `B` batch, `T` text length, `D` embedding, `V` visual tokens of width `W`, `S` cache positions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import torch
@@ -39,6 +40,8 @@ class Graph:
         inputs: the free batch axis is -1.
         outputs: likewise.
         example: valid inputs of batch 2; see `example_row` for batch 1.
+        ranges: of a student trained for int8: lowest and highest value `(2,)` of each activation, by the name of its
+            node in the captured graph.
     """
 
     role: Role
@@ -46,6 +49,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     example: tuple[Tensor, ...]
+    ranges: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def example_row(self) -> tuple[Tensor, ...]:
@@ -68,15 +72,19 @@ def student_graphs(student: Student | Exportable) -> dict[Role, Graph]:
         cache = model.modules["caption_prefill"](visual)
         examples["caption_prefill"] = (visual,)
         examples["caption_decode"] = (torch.zeros(2, dtype=torch.int32), position, cache)
-    return {role: _graph(role, model.modules[role], examples[role]) for role in ROLES if role in model.modules}
+    return {
+        role: _graph(role, model.modules[role], examples[role], model.ranges.get(role, {}))
+        for role in ROLES
+        if role in model.modules
+    }
 
 
-def _graph(role: Role, module: nn.Module, example: tuple[Tensor, ...]) -> Graph:
+def _graph(role: Role, module: nn.Module, example: tuple[Tensor, ...], ranges: Mapping[str, Tensor]) -> Graph:
     result = module(*example)
     results: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     inputs, outputs = _NAMES[role]
     # The image encoder of a model that does not caption gives the embedding alone.
-    return Graph(role, module, _specs(inputs, example), _specs(outputs[: len(results)], results), example)
+    return Graph(role, module, _specs(inputs, example), _specs(outputs[: len(results)], results), example, ranges)
 
 
 def _specs(names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:

@@ -22,6 +22,8 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         mean, std: per-channel normalisation of pixels scaled to [0, 1]; it lives in the graph.
         visual_grid: at most this many visual tokens a side. A token is made of a square of the feature map where
             the side is a multiple of it; otherwise the map is average-pooled.
+        image_queries: learned queries that attend to the feature map for the embedding, beside its mean; 0 for
+            the mean alone.
         embed_dim: D, width of the shared embedding.
         width: E, width of text tower and caption decoder.
         heads: attention heads; `width` is a multiple of it.
@@ -39,6 +41,7 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     visual_grid: int = 7
+    image_queries: int = 0
     embed_dim: int
     width: int
     heads: int

@@ -45,7 +45,8 @@ class ImageEncoder(nn.Module):
         self.pool_side = 0 if side % grid == 0 else grid
         merge = 1 if self.pool_side else side // grid
         self.visual_tokens = grid**2
-        self.projection = nn.Linear(self.channels, config.embed_dim)
+        self.attention = _PlaceAttention(self.channels, config.image_queries, side) if config.image_queries else None
+        self.projection = nn.Linear(self.channels * (1 + config.image_queries), config.embed_dim)
         # One token sees merge x merge places: patch merging (Liu et al. 2021, Swin, section 3.1).
         self.adapter = nn.Conv2d(self.channels, config.width, merge, stride=merge)
         self.adapter_norm = RMSNorm(config.width)
@@ -59,14 +60,37 @@ class ImageEncoder(nn.Module):
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding `(B, D)` and the visual tokens `(B, V, E)` of a feature map."""
-        embedding = unit_norm(self.projection(features.mean(dim=(2, 3))))
+        pooled = features.mean(dim=(2, 3))
+        if self.attention is not None:
+            pooled = torch.cat([pooled, self.attention(features)], dim=1)
+        embedding = unit_norm(self.projection(pooled))
         grid = nn.functional.adaptive_avg_pool2d(features, self.pool_side) if self.pool_side else features
         tokens = self.adapter(grid).flatten(2).transpose(1, 2)  # (B, V, E)
         return embedding, self.adapter_norm(tokens) + self.positions
 
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the feature map, the embedding and the visual tokens of `pixels`; see `features` and `heads`."""
+        features = self.features(pixels)
+        return features, *self.heads(features)
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`pixels (B, H, W, 3)` uint8 RGB -> embedding `(B, D)` of unit norm, visual tokens `(B, V, E)`."""
         return self.heads(self.features(pixels))
+
+
+class _PlaceAttention(nn.Module):
+    """What learned queries gather from the places of a feature map; raw features, so that a mean is the zero point."""
+
+    def __init__(self, channels: int, queries: int, side: int) -> None:
+        super().__init__()
+        self.scores = nn.Conv2d(channels, queries, 1, bias=False)
+        self.prior = nn.Parameter(torch.randn(1, queries, side * side) * 0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, Q C)`."""
+        weights = torch.softmax(self.scores(features).flatten(2) + self.prior, dim=2)  # (B, Q, h w)
+        gathered: Tensor = torch.bmm(weights, features.flatten(2).transpose(1, 2)).flatten(1)
+        return gathered
 
 
 def _backbone(config: StudentConfig) -> nn.Module:

@@ -1,7 +1,7 @@
 """A student: image tower, text tower and captioner under one roof, and how it is saved.
 
 A student folder holds `student.json` (its `StudentConfig`), `student.safetensors` (weights) and
-`tokenizer.json`.
+`tokenizer.json`. The weights' file of a student that was trained for int8 holds the ranges of its activations too.
 """
 
 import math
@@ -23,12 +23,19 @@ from pocketlens.distill.students.text_encoder import TextEncoder
 
 __all__ = ["Student", "load_student", "preprocess_spec", "save_student"]
 
+_RANGES = "ranges"
+
 
 class Student(nn.Module):
     """The compact model that everything else is about.
 
     The four modules that are exported are `image_encoder`, `text_encoder` and what
     `caption_prefill()` and `caption_decode()` return; all share this student's weights.
+
+    Attributes:
+        config: its sizes.
+        ranges: by role, by node of the captured graph: lowest and highest value `(2,)` float32 of an activation,
+            as quantization-aware training left them; empty without. Any other training makes them stale.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -39,6 +46,7 @@ class Student(nn.Module):
         self.caption_decoder = CaptionDecoder(config, visual_tokens=self.image_encoder.visual_tokens)
         # CLIP's temperature starts at 0.07 (Radford et al. 2021, section 2.5).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.ranges: dict[str, dict[str, Tensor]] = {}
 
     def caption_prefill(self) -> CaptionPrefill:
         """Return the module that turns visual tokens into a cache."""
@@ -90,7 +98,10 @@ def save_student(folder: Path, student: Student) -> None:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "student.json").write_bytes(msgspec.json.format(msgspec.json.encode(student.config), indent=2))
-        save_file({k: v.contiguous() for k, v in student.state_dict().items()}, folder / "student.safetensors")
+        values = {k: v.contiguous() for k, v in student.state_dict().items()}
+        for role, ranges in student.ranges.items():
+            values |= {f"{_RANGES}/{role}/{node}": value for node, value in ranges.items()}
+        save_file(values, folder / "student.safetensors")
 
 
 def load_student(folder: Path) -> tuple[Student, Tokenizer]:
@@ -102,7 +113,11 @@ def load_student(folder: Path) -> tuple[Student, Tokenizer]:
     try:
         config = msgspec.json.decode((folder / "student.json").read_bytes(), type=StudentConfig)
         student = Student(config)
-        student.load_state_dict(load_file(folder / "student.safetensors"))
+        values = load_file(folder / "student.safetensors")
+        for name in [name for name in values if name.startswith(f"{_RANGES}/")]:
+            _, role, node = name.split("/", 2)
+            student.ranges.setdefault(role, {})[node] = values.pop(name)
+        student.load_state_dict(values)
     except (OSError, msgspec.MsgspecError, SafetensorError, RuntimeError) as error:
         raise DataError(
             f"student folder {folder}",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -29,6 +29,8 @@ _ITEM: Final = re.compile(r"\\x([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|(\\s)|\\([^\
 _META: Final = set(".^$*+?{}[]|()\\")
 
 Words = list[int]
+_Part = Literal["clean_text", "handle_chinese_chars", "strip_accents"]
+"""One of the things that BERT's normalizer does, by the name of its option."""
 
 
 def normalizer_words(path: Path, steps: Iterable[Mapping[str, Any]]) -> Words:
@@ -111,13 +113,13 @@ def _bert(path: Path, step: Mapping[str, Any]) -> Words:
     """Clean, spaces around ideographs, no accents, lower case: in this order (tokenizers, normalizers/bert.rs)."""
     words: Words = []
     if step["clean_text"]:
-        words += _step(_REPLACE, ranges=_ranges(_changed(_Part(clean_text=True), "")))
-        words += _step(_REPLACE, content=" ", ranges=_ranges(_changed(_Part(clean_text=True), " ")))
+        words += _step(_REPLACE, ranges=_ranges(_changed("clean_text", "")))
+        words += _step(_REPLACE, content=" ", ranges=_ranges(_changed("clean_text", " ")))
     if step["handle_chinese_chars"]:
-        words += _step(_AROUND, content=" ", ranges=_ranges(_changed(_Part(handle_chinese_chars=True), None)))
+        words += _step(_AROUND, content=" ", ranges=_ranges(_changed("handle_chinese_chars", None)))
     accents = step["strip_accents"]
     if step["lowercase"] if accents is None else accents:
-        words += _step(_NFD) + _step(_REPLACE, ranges=_ranges(_changed(_Part(strip_accents=True), "")))
+        words += _step(_NFD) + _step(_REPLACE, ranges=_ranges(_changed("strip_accents", "")))
     return words + (_step(_LOWER) if step["lowercase"] else [])
 
 
@@ -131,18 +133,11 @@ _WRITERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Words]]] = {
 }
 
 
-class _Part(tuple[str, ...]):
-    """One of the things that BERT's normalizer does."""
-
-    def __new__(cls, **wanted: bool) -> "_Part":
-        return super().__new__(cls, sorted(wanted))
-
-
 @cache
 def _answers(part: _Part) -> dict[int, str]:
     """Return what one part of BERT's normalizer makes of each code point that it changes."""
-    names = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
-    normalize = normalizers.BertNormalizer(**{name: name in part for name in names}).normalize_str
+    off = dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), False)
+    normalize = normalizers.BertNormalizer(**{**off, part: True}).normalize_str
     codes = [code for code in CODE_POINTS if chr(code) != _BETWEEN]
     texts = normalize(_BETWEEN.join(map(chr, codes))).split(_BETWEEN)
     return {code: text for code, text in zip(codes, texts, strict=True) if text != chr(code)}

@@ -177,7 +177,14 @@ def compile_steps(name: str, operations: Sequence[Any]) -> tuple[dict[str, Tenso
             values[operation.outputs[0].name] = whole_weight(operation)
         elif operation.op_type != "const":
             steps.append(_step(operation))
+            values |= _listed_constants(operation)
     return values, tuple(steps)
+
+
+def _listed_constants(operation: Any) -> dict[str, Tensor]:
+    """Return constants that stand in a list of inputs beside computed ones: a class token before patches."""
+    parts = [part for source in operation.inputs.values() if isinstance(source, list | tuple) for part in source]
+    return {part.name: as_tensor(part.val) for part in parts if part.op is not None and part.op.op_type == "const"}
 
 
 def _step(operation: Any) -> Step:

@@ -61,6 +61,7 @@ class Exportable:
         text_length: T.
         vocab_size: ids are below it.
         caption: layout of the cache; `None` for a model that does not caption.
+        ranges: see `Student.ranges`; empty for a model that was not trained for int8.
     """
 
     modules: Mapping[Role, nn.Module]
@@ -72,6 +73,7 @@ class Exportable:
     text_length: int
     vocab_size: int
     caption: CaptionSpec | None = None
+    ranges: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         captions = [role for role in _CAPTION_ROLES if role in self.modules]
@@ -182,4 +184,5 @@ def exportable_of(model: "Student | Exportable") -> Exportable:
         config.text_length,
         config.vocab_size,
         CaptionSpec(prefix_length=model.caption_decoder.visual_tokens, max_tokens=config.caption_tokens),
+        ranges=model.ranges,
     )

@@ -56,7 +56,7 @@ def export_direct(
         name=name or opened.id.rpartition("/")[2],
         licence=licence or opened.licence,
         teachers=[TeacherRecord(id=opened.id, licence=opened.licence, task=task)],
-        evaluate=judge(opened, judged, seed=recipe.seed),
+        evaluate=judge(opened, judged, seed=recipe.seed, gates=recipe.gates),
         commercial=commercial,
         progress=progress,
     )

@@ -1,7 +1,8 @@
 """Task quality of a direct export on the user's pictures: of the original model and of every variant that runs here.
 
 Retrieval (recall at 1, 5 and 10, both ways) for a dual encoder, CIDEr and BLEU for a captioner. The original is the
-subject `student`, as in every bundle: it is what the gates compare variants with.
+subject `student`, as in every bundle: it is what the gates compare variants with. A graph that has a limit of its own
+is judged once more, among the original's others.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketlens.core.bundle import Bundle, Quality
+from pocketlens.core.bundle import Bundle, Quality, Role
 from pocketlens.distill.evaluation.captions import caption_figures
 from pocketlens.distill.evaluation.judged import JudgedLens
 from pocketlens.distill.evaluation.metrics import Bootstrap, Figure, recall_at_k
+from pocketlens.export.graphs import student_graphs
 from pocketlens.export.pipeline import Evaluation
+from pocketlens.export.recipe import Gates
 from pocketlens.export.reference import load_pixels
+from pocketlens.export.single_graph import single_graphs
 from pocketlens.export.sources.captioned import Captioned
 from pocketlens.export.sources.exportable import OpenedSource
 from pocketlens.runtime.engines import ENGINES
@@ -31,13 +35,16 @@ __all__ = ["judge"]
 _BATCH = 16
 
 
-def judge(source: OpenedSource, pictures: Sequence[Captioned], *, seed: int) -> Callable[[Bundle], Evaluation]:
+def judge(
+    source: OpenedSource, pictures: Sequence[Captioned], *, seed: int, gates: Gates
+) -> Callable[[Bundle], Evaluation]:
     """Return what `export_student` calls as `evaluate`.
 
     Args:
         source: the model.
         pictures: at least one, none of which calibrated.
         seed: of the bootstrap draws.
+        gates: say which graphs are judged alone.
     """
 
     def evaluate(bundle: Bundle) -> Evaluation:
@@ -49,6 +56,8 @@ def judge(source: OpenedSource, pictures: Sequence[Captioned], *, seed: int) -> 
                 lens = load(bundle.root, engine=engine, precision=precision, threads=1)
                 name = f"{target}-{precision}"
                 quality += _figures(name, *_device(JudgedLens(lens, name=name), source, pictures), pictures, bootstrap)
+        for role, judged in single_graphs(bundle, student_graphs(source.model), gates):
+            quality += _figures(judged.name, *_device(judged, source, pictures, role), pictures, bootstrap)
         return Evaluation(quality=tuple(quality))
 
     return evaluate
@@ -80,10 +89,15 @@ def _original(source: OpenedSource, pictures: Sequence[Captioned]) -> _Answers:
     return np.concatenate(images), np.concatenate(vectors), captions
 
 
-def _device(lens: JudgedLens, source: OpenedSource, pictures: Sequence[Captioned]) -> _Answers:
+def _device(
+    lens: JudgedLens, source: OpenedSource, pictures: Sequence[Captioned], role: Role | None = None
+) -> _Answers:
+    """Return what `_original` does, of a bundle; with a `role`, only what that graph takes part in."""
     paths: list[Path] = [picture.image for picture in pictures]
-    texts = lens.embed_texts(_texts(pictures)) if "text_encoder" in source.model.modules else None
-    captions = [caption.text for caption in lens.captions(paths)] if lens.captions_pictures else []
+    reads = "text_encoder" in source.model.modules and role not in {"caption_prefill", "caption_decode"}
+    texts = lens.embed_texts(_texts(pictures)) if reads else None
+    writes = lens.captions_pictures and role != "text_encoder"
+    captions = [caption.text for caption in lens.captions(paths)] if writes else []
     return lens.embed_images(paths), texts, captions
 
 

@@ -55,9 +55,27 @@ def compressed(model: Any, weights: Weights) -> Any:
                     weight_threshold=_SMALLEST,
                 )
                 for operator, block in _BLOCK.items()
-            }
+            },
+            op_name_configs=dict.fromkeys(_shared_otherwise(model)),
         )
     return cto.linear_quantize_weights(model, config=config)
+
+
+def _shared_otherwise(model: Any) -> list[str]:
+    """Return the names of constants that layers with different blocks read, or such layers and others.
+
+    Equal constants are stored once: fresh biases of a norm and of a linear layer are all the same zeros. coremltools
+    refuses such a constant ("compression config conflict"); here it stays in float16.
+    """
+    # Not `get_weights_metadata`, which fails on constants in a list of inputs, nor `_get_mil_internal`, whose copy of
+    # a vision transformer exceeds Python's recursion limit.
+    main = model._mil_program.functions["main"]
+    constants = [operation for operation in main.operations if operation.op_type == "const"]
+    return [
+        constant.name
+        for constant in constants
+        if len({_BLOCK.get(child.op_type) for child in constant.outputs[0].child_ops}) > 1
+    ]
 
 
 def quantized(form: Form, graph: Graph, feeds: Sequence[Feed]) -> Form:

@@ -54,7 +54,7 @@ class ExecutorchTarget(ProgramTarget):
     precisions = tuple(RECIPES)
     packages = ("torch", "executorch", "torchao")
 
-    def partitioner(self, precision: str) -> Any:
+    def partitioner(self, graph: Graph, precision: str) -> Any:
         """Return XNNPACK's partitioner."""
         # Imported here: it costs seconds, and warns.
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

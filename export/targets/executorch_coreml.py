@@ -3,7 +3,7 @@
 Lowered on any system, run on Apple's only: the program holds an ML program that CoreML compiles when
 it is loaded. What CoreML cannot express stays on ExecuTorch's portable kernels. Caption caches have six axes,
 and CoreML's arrays at most five: the partitioner takes them all the same, and the conversion fails. So two axes
-are one, as in the target `coreml`.
+are one, as in the target `coreml`. Nor has CoreML arrays of 8 bits: pixels become floats before its part begins.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,10 @@ RECIPES: Final[dict[str, ExecutorchCoremlRecipe]] = {
 """By precision, as it stands in the name of a variant."""
 
 
+_CASTS: Final = ("dim_order_ops._to_dim_order_copy.default", "aten._to_copy.default")
+"""What makes floats of pixels, before and after ExecuTorch renames its operators."""
+
+
 class ExecutorchCoremlTarget(ProgramTarget):
     """Programs for CoreML; nothing is calibrated."""
 
@@ -50,7 +54,7 @@ class ExecutorchCoremlTarget(ProgramTarget):
     precisions = tuple(RECIPES)
     packages = ("torch", "executorch", "coremltools")
 
-    def partitioner(self, precision: str) -> Any:
+    def partitioner(self, graph: Graph, precision: str) -> Any:
         """Return CoreML's partitioner."""
         import coremltools as ct
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
@@ -61,7 +65,8 @@ class ExecutorchCoremlTarget(ProgramTarget):
             compute_precision=getattr(ct.precision, recipe.arithmetic),
             minimum_deployment_target=getattr(ct.target, recipe.deployment),
         )
-        return CoreMLPartitioner(compile_specs=specs)
+        casts = _CASTS if any(spec.dtype == "uint8" for spec in graph.inputs) else ()
+        return CoreMLPartitioner(compile_specs=specs, skip_ops_for_coreml_delegation=list(casts))
 
     def program(self, graph: Graph, precision: str, feeds: Sequence[Feed]) -> ExportedProgram:
         """Return what is lowered, its caches with five axes."""

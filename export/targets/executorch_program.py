@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from pocketlens.core.bundle import Role, TensorSpec
 from pocketlens.core.errors import ExportError
+from pocketlens.distill.compression.capture import capture
 from pocketlens.export.delegation import Delegation
-from pocketlens.export.folding import fold_batch_norm
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
@@ -36,8 +36,8 @@ class ProgramTarget(ABC):
     packages: ClassVar[tuple[str, ...]] = ("torch", "executorch")
 
     @abstractmethod
-    def partitioner(self, precision: str) -> Any:
-        """Return the ExecuTorch partitioner of one precision."""
+    def partitioner(self, graph: Graph, precision: str) -> Any:
+        """Return the ExecuTorch partitioner for `graph` in one precision."""
 
     def program(self, graph: Graph, precision: str, feeds: Sequence[Feed]) -> ExportedProgram:
         """Return what is lowered; calibrated by `feeds` where the precision asks for it."""
@@ -66,7 +66,7 @@ class ProgramTarget(ABC):
                     graph.role,
                     path,
                     backend=self.backend,
-                    partitioner=self.partitioner(precision),
+                    partitioner=self.partitioner(graph, precision),
                 )
                 for precision, path in paths.items()
             }
@@ -86,7 +86,7 @@ class ProgramTarget(ABC):
 
 def captured(module: nn.Module, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """Return `module` traced at the shapes of `example`, batch norms folded away."""
-    return torch.export.export(fold_batch_norm(torch.export.export(module, example).module()), example)
+    return capture(module, example).program
 
 
 def write_program(program: ExportedProgram, role: Role, path: Path, *, backend: str, partitioner: Any) -> Delegation:

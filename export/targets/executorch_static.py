@@ -1,12 +1,17 @@
-"""Static int8 for XNNPACK through PT2E: symmetric, per channel for weights, ranges from calibration."""
+"""Static int8 for XNNPACK through PT2E: symmetric, per channel for weights.
+
+Ranges of activations come from calibration, or from the student where it was trained for int8.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx
 
+from pocketlens.core.errors import ExportError
+from pocketlens.distill.compression.quantizer import static_quantizer
 from pocketlens.export.delegation import Delegation
 from pocketlens.export.graphs import Graph
 from pocketlens.export.quiet import quiet
@@ -16,6 +21,8 @@ from pocketlens.export.sensitivity.layers import Layer
 from pocketlens.export.targets.executorch_program import captured, write_program
 
 __all__ = ["quantize_pt2e", "write_mixed_program"]
+
+_LEAST_SCALE = 2**-12  # as XNNPACK's own config has it
 
 
 def quantize_pt2e(
@@ -32,39 +39,50 @@ def quantize_pt2e(
         graph: gives role, names and their order.
         feeds: calibration inputs of batch 1.
         keep: false for nodes that stay in float; by default all are quantized.
+
+    Raises:
+        ExportError: the graph brings ranges of its own, and one is missing or of no node.
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+    # Imported here: torchao costs a second.
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-    class FloatLogits(XNNPACKQuantizer):  # type: ignore[misc] # the base class has no types
-        """Leaves the layer that gives the logits in float: in int8 it alone changes most greedy captions."""
-
-        def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-            annotated: fx.GraphModule = super().annotate(model)
-            results = cast("tuple[fx.Node, ...]", annotated.graph.output_node().args[0])
-            for spec, node in zip(graph.outputs, results, strict=True):
-                if spec.name == "logits":
-                    node.meta.pop(Q_ANNOTATION_KEY, None)
-            return annotated
-
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    if graph.role == "image_encoder":
-        quantizer = XNNPACKQuantizer().set_global(config)
-    else:
-        # Only the matrix products. The sum of scores and a mask of -1e4 would get steps of 39 in 8 bits, which
-        # wipes the scores out (a trained text tower: cosine 0.56).
-        quantizer = FloatLogits().set_operator_type(torch.ops.aten.linear.default, config)
-    if keep is not None:
-        quantizer.set_filter_function(keep)
+    quantizer = static_quantizer(graph.role, [spec.name for spec in graph.outputs], keep=keep)
     prepared = prepare_pt2e(module, quantizer)
     for feed in feeds:
         prepared(*(torch.from_numpy(feed[spec.name].copy()) for spec in graph.inputs))
+    if graph.ranges:
+        _hand_over(prepared, graph)
     converted: fx.GraphModule = convert_pt2e(prepared)
     return converted
+
+
+def _hand_over(prepared: fx.GraphModule, graph: Graph) -> None:
+    """Give the graph's trained ranges to the observers of `prepared`, in place of what calibration found."""
+    from torchao.quantization.pt2e import MinMaxObserver
+
+    observed = {
+        cast("fx.Node", node.args[0]).name: str(node.target)
+        for node in prepared.graph.nodes
+        if node.op == "call_module" and hasattr(prepared.get_submodule(str(node.target)), "calculate_qparams")
+    }
+    found: dict[str, Any] = {name: prepared.get_submodule(target) for name, target in observed.items()}
+    activations = {name for name, one in found.items() if one.qscheme == torch.per_tensor_affine}
+    if activations - graph.ranges.keys():
+        raise ExportError(
+            f"trained ranges of {graph.role}",
+            expected=f"one for each of {len(activations)} quantized activations",
+            found=f"none for {', '.join(sorted(activations - graph.ranges.keys())[:3])}",
+            remedy="Train for int8 again with this version, or export the student without its ranges.",
+        )
+    for name in activations:
+        own = found[name]
+        low, high = graph.ranges[name]
+        fixed = MinMaxObserver(
+            dtype=own.dtype, qscheme=own.qscheme, quant_min=own.quant_min, quant_max=own.quant_max, eps=_LEAST_SCALE
+        )
+        fixed.min_val.copy_(low)
+        fixed.max_val.copy_(high)
+        setattr(prepared, observed[name], fixed)
 
 
 def write_mixed_program(

@@ -38,7 +38,7 @@ class ExecutorchVulkanTarget(ProgramTarget):
     backend = "Vulkan"
     precisions = tuple(RECIPES)
 
-    def partitioner(self, precision: str) -> Any:
+    def partitioner(self, graph: Graph, precision: str) -> Any:
         """Return Vulkan's partitioner."""
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 

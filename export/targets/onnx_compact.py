@@ -7,6 +7,7 @@ import onnx
 
 from pocketlens.export.quiet import quiet
 from pocketlens.export.targets.onnx_float import kept_in_float, split_linear_layers
+from pocketlens.export.targets.onnx_tables import separate_tables
 
 __all__ = ["write_4_bit", "write_dynamic_int8", "write_half"]
 
@@ -38,6 +39,7 @@ def write_dynamic_int8(source: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(source)
+    separate_tables(model)
     kept = kept_in_float(model.graph)
     # Shapes that the exporter noted contradict those that the quantizer infers.
     del model.graph.value_info[:]

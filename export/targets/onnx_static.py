@@ -24,6 +24,7 @@ from pocketlens.export.sensitivity.layers import Layer
 from pocketlens.export.sensitivity.quantizer import StaticQuantizer
 from pocketlens.export.sensitivity.settings import Settings
 from pocketlens.export.targets.onnx_float import kept_in_float, replace_graph
+from pocketlens.export.targets.onnx_tables import gather_in_int8, separate_tables
 
 __all__ = ["OPERATORS", "CalibrationFeeds", "quantize_static_int8", "static_quantizer", "write_mixed_int8"]
 
@@ -46,7 +47,8 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
 
     Args:
         graph: gives the role.
-        source: an ONNX file; an image encoder's normalisation is folded into its weights there.
+        source: an ONNX file; it is changed: an image encoder's normalisation is folded into its weights, and a
+            table that gives the logits too becomes two.
         feeds: calibration inputs of batch 1.
         path: the file to write.
 
@@ -63,8 +65,9 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
 
     # Attention's products of two activations stay in float: they gain no speed and lose accuracy.
     options: dict[str, object] = {"MatMulConstBOnly": True}
-    if graph.role == "image_encoder":
-        options["TensorQuantOverrides"] = _pixels_as_they_are(_fold_normalisation(source))
+    overrides = _prepare(graph.role, source)
+    if overrides:
+        options["TensorQuantOverrides"] = overrides
     with quiet():
         quantize_static(
             source,
@@ -80,8 +83,7 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
             calibrate_method=CalibrationMethod.MinMax,
             extra_options=options,
         )
-    if graph.role == "image_encoder":
-        _feed_pixels_unconverted(path)
+    _finish(path, pixels_as_they_are=graph.role == "image_encoder")
 
 
 def static_quantizer(role: Role, source: Path, feeds: Sequence[Feed]) -> StaticQuantizer:
@@ -96,8 +98,7 @@ def static_quantizer(role: Role, source: Path, feeds: Sequence[Feed]) -> StaticQ
         DataError: no feeds.
         ExportError: an image encoder that does not begin with its normalisation, or nothing to quantize.
     """
-    picture = role == "image_encoder"
-    overrides = _pixels_as_they_are(_fold_normalisation(source)) if picture else {}
+    overrides = _prepare(role, source)
     kept = frozenset(kept_in_float(onnx.load(source).graph))
     return StaticQuantizer(source, feeds, Settings(operators=OPERATORS[role], float_nodes=kept, overrides=overrides))
 
@@ -119,8 +120,26 @@ def write_mixed_int8(role: Role, quantizer: StaticQuantizer, float_layers: Itera
     made.topological_sort()  # the quantizer appends its nodes at the end
     onnx.save(made.model, path)
     # A first convolution in float reads the pixels as floats.
-    if role == "image_encoder" and not reads_pixels & kept:
+    _finish(path, pixels_as_they_are=role == "image_encoder" and not reads_pixels & kept)
+
+
+def _prepare(role: Role, source: Path) -> dict[str, list[dict[str, Any]]]:
+    """Change the float graph so that it quantizes well; return what is known about its ranges without calibration."""
+    if role == "image_encoder":
+        return _pixels_as_they_are(_fold_normalisation(source))
+    model = onnx.load(source)
+    separate_tables(model)
+    onnx.save(model, source)
+    return {}
+
+
+def _finish(path: Path, *, pixels_as_they_are: bool) -> None:
+    """Take conversions out of a quantized graph that change no number."""
+    if pixels_as_they_are:
         _feed_pixels_unconverted(path)
+    model = onnx.load(path)
+    gather_in_int8(model)
+    onnx.save(model, path)
 
 
 def _pixels_as_they_are(zero_point: int) -> dict[str, list[dict[str, Any]]]:

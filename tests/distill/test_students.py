@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -96,3 +97,23 @@ def test_an_unknown_backbone_is_a_recipe_error() -> None:
 
     with pytest.raises(RecipeError, match="no_such_backbone"):
         Student(msgspec.structs.replace(CONFIG, backbone="no_such_backbone"))
+
+
+@torch.no_grad()
+def test_queries_weigh_the_places_of_the_map_and_start_near_their_mean() -> None:
+    torch.manual_seed(0)
+    model = Student(msgspec.structs.replace(CONFIG, image_queries=2)).eval()
+    image = model.image_encoder
+    features = torch.randn(3, image.channels, 2, 2)
+    attention = image.attention
+    assert attention is not None
+    mean = features.mean(dim=(2, 3)).repeat(1, 2)
+    assert attention(torch.zeros_like(features)).abs().max() == 0
+    attention.prior.zero_()
+    attention.scores.weight.zero_()
+    assert torch.allclose(attention(features), mean, atol=1e-6)
+    attention.prior[:, 0, 3] = 1e4  # the first query looks at the last place alone
+    assert torch.allclose(attention(features)[:, : image.channels], features[:, :, 1, 1], atol=1e-6)
+    embeddings, _ = model.image_encoder(torch.from_numpy(noise(3, 32)))
+    assert embeddings.shape == (3, CONFIG.embed_dim)
+    assert image.projection.in_features == 3 * image.channels

@@ -9,11 +9,13 @@ from pocketlens.core.bundle import (
     EmbeddingSpec,
     GraphRecord,
     Manifest,
+    Parity,
     TensorSpec,
     TokenizerSpec,
 )
 from pocketlens.core.preprocess import PreprocessSpec
 from pocketlens.demo.goals import goals
+from pocketlens.demo.report_content import ParityFigure
 from pocketlens.demo.stopwatch import Stopwatch
 from pocketlens.demo.summary import summarise, write_summary
 from pocketlens.demo.tables import comparison_rows, variant_rows
@@ -48,7 +50,12 @@ def manifest() -> Manifest:
         graphs=(
             _graph("onnx", "fp32"),
             _graph("onnx", "int8", speedup_vs_fp32=1.7),
-            _graph("coreml", "fp16", notes=("Needs a Mac.",)),
+            _graph(
+                "coreml",
+                "fp16",
+                notes=("Needs a Mac.",),
+                parity=Parity(metric="cosine", minimum=0.998, p1=0.998, mean=0.999, samples=8),
+            ),
         ),
         licence="Apache-2.0",
         provenance={},
@@ -135,7 +142,9 @@ def test_tables_show_every_variant_and_say_what_was_not_measured(
     assert rows["onnx-int8"].speedup == 1.7
     assert rows["onnx-int8"].r1_i2t == 0.5
     assert rows["coreml-fp16"].r1_i2t is None
-    assert rows["coreml-fp16"].unmeasured == "needs a Mac"
+    assert rows["onnx-fp32"].unmeasured == "not measured in this run"
+    assert rows["coreml-fp16"].unmeasured == "latency needs a Mac; recall and captions were not evaluated"
+    assert rows["coreml-fp16"].parity == ParityFigure("cosine", 0.998, 0.999)  # measured without one
     assert rows["coreml-fp16"].notes == ("Needs a Mac.",)
     comparison = {row.metric: row for row in comparison_rows(evaluations)}
     assert comparison["CIDEr"].ratio == pytest.approx(0.75)

@@ -88,7 +88,14 @@ def write_open_clip(folder: Path, *, vision: dict[str, Any], text: dict[str, Any
 
 def write_open_clip_siglip(folder: Path) -> Path:
     """Write open_clip's form of SigLIP: unigram pieces, no first token, attention both ways, pooled at the end."""
-    text = {"context_length": 12, "vocab_size": 120, "width": 32, "heads": 2, "layers": 1, "no_causal_mask": True}
+    text: dict[str, Any] = {
+        "context_length": 12,
+        "vocab_size": 120,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+        "no_causal_mask": True,
+    }
     text |= {"pool_type": "last", "proj_bias": True, "hf_tokenizer_name": "tiny"}
     text |= {"tokenizer_kwargs": {"clean": "canonicalize"}}
     write_open_clip(folder, vision=VIT, text=text, custom=True)

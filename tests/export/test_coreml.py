@@ -22,6 +22,7 @@ from pocketlens.core.bundle import (
 )
 from pocketlens.core.errors import BundleIncomplete, EngineError, ExportError
 from pocketlens.core.tokenizer import Tokenizer
+from pocketlens.distill.students.blocks import unit_norm
 from pocketlens.distill.students.config import PRESETS
 from pocketlens.distill.students.student import Student, preprocess_spec
 from pocketlens.export.golden import draw_golden_pictures, write_golden
@@ -403,6 +404,35 @@ def _balanced(source: str) -> bool:
             return False
         index += 1
     return not stack
+
+
+def test_a_constant_that_a_norm_and_a_linear_layer_share_stays_in_float(
+    graphs: dict[str, Graph], feeds: dict[str, list[Feed]], manifest: Manifest, tmp_path: Path
+) -> None:
+    class Fresh(torch.nn.Module):
+        """Biases of norm and layer are the same zeros, which coremltools stores once; a first token is a constant."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = torch.nn.Embedding(512, 128)
+            self.first = torch.nn.Parameter(torch.randn(1, 1, 128))
+            self.norm = torch.nn.LayerNorm(128)
+            self.layer = torch.nn.Linear(128, 128)
+            torch.nn.init.zeros_(self.layer.bias)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = torch.cat([self.first.expand(len(ids), -1, -1), self.tokens(ids)], dim=1)
+            return unit_norm(self.layer(self.norm(x)).mean(dim=1))
+
+    torch.manual_seed(0)
+    source = graphs["text_encoder"]
+    output = msgspec.structs.replace(source.outputs[0], shape=(-1, 128))
+    graph = Graph("text_encoder", Fresh().eval(), source.inputs, (output,), source.example)
+    record = write(tmp_path, CoremlTarget(), graph, ["int4"], [])["int4"]
+    engine = MilEngine(Bundle(tmp_path, manifest), {"text_encoder": record})
+    for feed in feeds["text_encoder"][:4]:
+        expected = graph.module(torch.from_numpy(feed["ids"])).detach().numpy()
+        assert cosines(engine.run("text_encoder", feed)["embedding"], expected).min() > 0.97
 
 
 @pytest.mark.slow

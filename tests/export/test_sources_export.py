@@ -12,13 +12,18 @@ import pocketlens
 from pocketlens.core.errors import BundleIncomplete
 from pocketlens.export import ExportRecipe, Gates, Samples, verify_bundle
 from pocketlens.export.device_kit import DEVICE_KIT_FOLDER
+from pocketlens.export.recipe import Limits
 from pocketlens.export.sources import open_source
 from pocketlens.export.sources.exporting import export_direct
 from tests.device_kit.toolchain import build
 from tests.export import direct_models as models
 
 RECIPE = ExportRecipe(
-    variants=("onnx-fp32",), calibration_samples=4, latency_runs=3, golden_samples=2, gates=Gates(min_speedup=1e-6)
+    variants=("onnx-fp32",),
+    calibration_samples=4,
+    latency_runs=3,
+    golden_samples=2,
+    gates=Gates(min_speedup=1e-6, limits={"onnx-fp32/image_encoder": Limits(recall_loss=0.0, cider_loss=0.0)}),
 )
 
 
@@ -55,6 +60,7 @@ def test_a_dual_encoder_becomes_a_bundle_in_one_call(
     assert "texts have the ids of the model's own tokenizer" in manifest.provenance["tokenizer_agreement"]
     figures = {(q.subject, q.metric): q.value for q in manifest.quality}
     assert figures["onnx-fp32", "r1_i2t"] == figures["student", "r1_i2t"]
+    assert figures["onnx-fp32/image_encoder", "r1_i2t"] == figures["student", "r1_i2t"]
     assert verify_bundle(bundle.root).passed
     lens = pocketlens.load(bundle.root)
     original = open_source(name).model.original
@@ -79,6 +85,8 @@ def test_a_blip_captioner_becomes_a_bundle_in_one_call(
     assert (parity["caption_decode"].metric, parity["caption_decode"].mean) == ("token_agreement", 1.0)
     figures = {(q.subject, q.metric): q.value for q in manifest.quality}
     assert figures["onnx-fp32", "cider"] == figures["student", "cider"]
+    assert figures["onnx-fp32/image_encoder", "cider"] == figures["student", "cider"]
+    assert {subject for subject, _ in figures} == {"student", "onnx-fp32", "onnx-fp32/image_encoder"}
     assert verify_bundle(bundle.root).passed
     lens = pocketlens.load(bundle.root)
     assert lens.caption(samples[0].pictures[0]).source == "device"

