@@ -6,7 +6,6 @@ is judged once more, among the original's others.
 """
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -18,14 +17,12 @@ from pocketlens.distill.evaluation.captions import caption_figures
 from pocketlens.distill.evaluation.judged import JudgedLens
 from pocketlens.distill.evaluation.metrics import Bootstrap, Figure, recall_at_k
 from pocketlens.export.graphs import student_graphs
+from pocketlens.export.judging import judged_variants
 from pocketlens.export.pipeline import Evaluation
 from pocketlens.export.recipe import Gates
 from pocketlens.export.reference import load_pixels
-from pocketlens.export.single_graph import single_graphs
 from pocketlens.export.sources.captioned import Captioned
 from pocketlens.export.sources.exportable import OpenedSource
-from pocketlens.runtime.engines import ENGINES
-from pocketlens.runtime.lens import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,13 +47,7 @@ def judge(
     def evaluate(bundle: Bundle) -> Evaluation:
         bootstrap = Bootstrap(len(pictures), seed=seed)
         quality = _figures("student", *_original(source, pictures), pictures, bootstrap)
-        variants = {(record.target, record.precision): record.engine for record in bundle.manifest.graphs}
-        for (target, precision), engine in variants.items():
-            if engine in ENGINES and find_spec(engine) is not None:
-                lens = load(bundle.root, engine=engine, precision=precision, threads=1)
-                name = f"{target}-{precision}"
-                quality += _figures(name, *_device(JudgedLens(lens, name=name), source, pictures), pictures, bootstrap)
-        for role, judged in single_graphs(bundle, student_graphs(source.model), gates):
+        for role, judged in judged_variants(bundle, student_graphs(source.model), gates):
             quality += _figures(judged.name, *_device(judged, source, pictures, role), pictures, bootstrap)
         return Evaluation(quality=tuple(quality))
 

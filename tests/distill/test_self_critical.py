@@ -80,7 +80,7 @@ def _rows(run: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
 
 
-@pytest.mark.parametrize("baseline", ["other", "greedy"])
+@pytest.mark.parametrize("baseline", ["other", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_cider_rises_and_the_embeddings_stand_still(tiny: TinyRun, student: Student, baseline: str) -> None:
     run = tiny.root / baseline
     trained = train_self_critical(_recipe(tiny, baseline=baseline), tiny.data, tiny.tokenizer, student, run=run)

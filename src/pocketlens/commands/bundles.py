@@ -190,12 +190,23 @@ def _export_run(
     from pocketlens.distill.data.sample import read_samples
     from pocketlens.distill.pipeline import Workspace, data_words, teacher_records
     from pocketlens.distill.recipe import read_recipe
+    from pocketlens.distill.students.student import load_student
     from pocketlens.export import Samples, export_student
+    from pocketlens.export.judging import judge_run
     from pocketlens.outcome_table import outcome_table
 
     space, trained = Workspace(data), read_recipe(run / "recipe.toml")
     test, train = read_samples(space.data, "test")[:], read_samples(space.data, "train")[:_CALIBRATION_POOL]
+    captioned = bool(test) and all(sample.captions for sample in test)
     with outcome_table() as watch:
+        judge = judge_run(
+            *load_student(run),
+            test,
+            space.data,
+            gates=plan.gates,
+            seed=trained.seed,
+            progress=lambda done, total, who: say(f"evaluated {who}, {done} of {total}"),
+        )
         return export_student(
             run,
             out_folder,
@@ -207,6 +218,7 @@ def _export_run(
             teachers=teacher_records(trained),
             provenance={"recipe": trained.name, "data": data_words(trained)},
             commercial=commercial,
+            evaluate=judge if captioned else None,
             keep_going=keep_going,
             watch=watch,
         )

@@ -34,7 +34,6 @@ from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.evaluation import (
     Evaluation,
     Judged,
-    JudgedLens,
     JudgedStudent,
     JudgedTeachers,
     caption_correctness,
@@ -42,7 +41,6 @@ from pocketlens.distill.evaluation import (
 )
 from pocketlens.distill.pipeline import (
     Report,
-    Teachers,
     Workspace,
     data_words,
     open_teachers,
@@ -56,6 +54,8 @@ from pocketlens.distill.scenes import read_split
 from pocketlens.distill.students.student import load_student
 from pocketlens.export import Evaluation as ExportEvaluation
 from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
+from pocketlens.export.graphs import student_graphs
+from pocketlens.export.judging import judged_variants
 from pocketlens.export.latency import machine_name
 from pocketlens.runtime import Refusal, feature_table, fit_confidence, load
 from pocketlens.telemetry import EventLog, purge
@@ -64,7 +64,6 @@ __all__ = ["Mode", "Outcome", "run_demo"]
 
 Mode = Literal["quick", "demo", "full"]
 
-_ENGINES = {"onnx": "onnxruntime", "executorch": "executorch"}
 _CARDS = 24
 
 
@@ -102,7 +101,10 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
     def judge(candidate: Bundle) -> ExportEvaluation:
         # called by the export once graphs run and before the bundle is published, so that gates see the figures
         with watch.stage("evaluate"):
-            judges = _judges(candidate, teachers, JudgedStudent(student, tokenizer))
+            judges: list[Judged] = [JudgedTeachers(teachers.embedder, teachers.captioner)]
+            judges.append(JudgedStudent(student, tokenizer))
+            graphs = student_graphs(student)
+            judges += [one for _, one in judged_variants(candidate, graphs, export_recipe.gates, threads=2)]
             evaluations.update(_evaluate_all(recipe, judges, test, work, out / "evaluations", report))
             quality = tuple(figure for one in evaluations.values() for figure in one.quality())
             return ExportEvaluation(quality=quality, confidence=_confidence(candidate, work))
@@ -184,15 +186,6 @@ def _export(
 
 def _samples(work: Workspace, samples: Sequence[Sample]) -> Samples:
     return Samples(work.pictures(samples), [sample.captions[0] for sample in samples])
-
-
-def _judges(bundle: Bundle, teachers: Teachers, student: JudgedStudent) -> list[Judged]:
-    variants = sorted({(g.target, g.precision) for g in bundle.manifest.graphs if g.target in _ENGINES})
-    judges: list[Judged] = [JudgedTeachers(teachers.embedder, teachers.captioner), student]
-    for target, precision in variants:
-        lens = load(bundle.root, engine=_ENGINES[target], precision=precision, threads=2)
-        judges.append(JudgedLens(lens, name=f"{target}-{precision}"))
-    return judges
 
 
 def _evaluate_all(
