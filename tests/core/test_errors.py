@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pocketlens.core import errors
-from pocketlens.core.errors import PictureError, PocketlensError, StorageFull, storage_errors
+from pocketlens.core.errors import PictureError, PocketlensError, StorageFull, StoreError, storage_errors
 
 
 def _tree() -> list[type[PocketlensError]]:
@@ -36,6 +36,13 @@ def test_errors_cross_processes(kind: type[PocketlensError]) -> None:
     assert type(again) is kind
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_the_fields_are_those_of_the_sentence_and_a_pictures_kind() -> None:
+    said = {"what": "a", "expected": "b", "found": "c", "remedy": "d"}
+    assert StoreError(**said).fields() == {"error": "StoreError", **said, "exit_code": 11}
+    refused = PictureError(**said, kind="empty").fields()
+    assert refused == {"error": "PictureError", **said, "exit_code": 3, "kind": "empty"}
 
 
 def test_only_a_full_disk_becomes_storage_full(tmp_path: Path) -> None:
