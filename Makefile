@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := core distill export runtime cloud_fallback telemetry src/pocketlens/*.py src/pocketlens/commands src/pocketlens/demo tests benchmarks
 DEMO_OUT ?= build/demo
+JOBS ?= 2  # processes that share the tests, each on one thread
 
 .PHONY: demo demo-quick demo-full test test-slow check format wheel test-wheel test-aarch64 bench clean
 
@@ -25,7 +26,7 @@ demo-full: $(STAMP)
 
 test: $(STAMP)
 	bash tests/toolchains.sh
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 1800
