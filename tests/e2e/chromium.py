@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -114,7 +115,9 @@ class Chromium:
             self._news.wait_for(lambda: number in self._answers or self._ended, _ANSWERS_S)
             answer = self._answers.pop(number, None)
         assert answer is not None, f"Chromium ended, or {method} took too long"
-        assert "error" not in answer, f"{method}: {answer['error']}"
+        if "error" in answer:
+            told = f"{method}: {answer['error']['message']}"
+            raise (_Navigated if "navigated" in told else AssertionError)(told)
         return answer["result"]
 
     def wait_for_news(self, seconds: float) -> None:
@@ -142,6 +145,10 @@ class Chromium:
         with self._news:
             self._ended = True
             self._news.notify_all()
+
+
+class _Navigated(AssertionError):
+    """The page went on to another one before it answered."""
 
 
 class Page:
@@ -189,10 +196,11 @@ class Page:
         """Return the first true value of a JavaScript expression, looked at again whenever something happens."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            # `null` while the page goes on to another one.
-            found = self.evaluate(f"(() => {{ try {{ return {condition}; }} catch {{ return null; }} }})()")
-            if found:
-                return found
+            # `null`, or no answer, while the page goes on to another one.
+            with suppress(_Navigated):
+                found = self.evaluate(f"(() => {{ try {{ return {condition}; }} catch {{ return null; }} }})()")
+                if found:
+                    return found
             self._browser.wait_for_news(0.02)
         pytest.fail(f"not seen in {seconds} s: {condition}; the page says {self.evaluate('document.body.innerText')}")
 
