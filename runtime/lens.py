@@ -2,35 +2,27 @@
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from time import perf_counter
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pocketlens.core.bundle import Bundle, load_bundle
 from pocketlens.core.captions import Caption, CaptionFallback
-from pocketlens.core.errors import BundleIncomplete, PictureError
-from pocketlens.core.events import (
-    NULL_SINK,
-    CaptionServed,
-    EmbeddingServed,
-    EngineLoaded,
-    EventSink,
-    PictureRefused,
-)
-from pocketlens.core.preprocess import Picture, read_bytes
+from pocketlens.core.errors import BundleIncomplete
+from pocketlens.core.events import NULL_SINK, EmbeddingServed, EngineLoaded, EventSink
+from pocketlens.core.preprocess import Picture
 from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.runtime.captioner import Captioner
 from pocketlens.runtime.confidence import check_confidence
-from pocketlens.runtime.decoding import GREEDY, Beam, Decoding, Greedy, Nucleus
+from pocketlens.runtime.decoding import GREEDY, Beam, Decoding, Greedy
 from pocketlens.runtime.embedder import Embedder
 from pocketlens.runtime.engines import Engine
 from pocketlens.runtime.engines.fallback import FallbackEngine
 from pocketlens.runtime.engines.specs import EngineSpec
+from pocketlens.runtime.image_captioning import ImageCaptioning
 from pocketlens.runtime.image_embedding import ImageEmbedding
 from pocketlens.runtime.picture_worker import InProcess, PictureReader, picture_reader
 from pocketlens.runtime.pipeline import available_cores
@@ -104,11 +96,6 @@ def load(
     return lens
 
 
-class _Prepared(NamedTuple):
-    pixels: NDArray[np.uint8]
-    encoded: bytes | None  # kept only for a fallback
-
-
 class Lens:
     """Embeds pictures and texts into one space, and captions pictures. Made by `load`.
 
@@ -147,20 +134,22 @@ class Lens:
         self.plan = plan
         self._spec = manifest.preprocess
         self._sink = sink
-        self._fallback = fallback
         self._threads = threads or available_cores()
         self._reader: PictureReader = reader or InProcess()
         self._embedder = Embedder(engine, tokenizer, dim=self.dim, parallel=self._parallel_engine(plan))
         self._images = ImageEmbedding(self._embedder, self._spec, self.model_version, sink, self._reader)
-        self._captioner: Captioner | None = None
+        self._captions: ImageCaptioning | None = None
         if manifest.caption is not None and self.captions_pictures:
-            self._captioner = Captioner(
+            captioner = Captioner(
                 engine,
                 tokenizer,
                 manifest.caption,
                 confidence=manifest.confidence,
                 model_version=self.model_version,
                 embedder=self._embedder if "embed" in manifest.tasks else None,
+            )
+            self._captions = ImageCaptioning(
+                captioner, self._embedder, self._spec, self.model_version, sink, self._reader, fallback
             )
 
     @property
@@ -259,7 +248,8 @@ class Lens:
         """
         started = perf_counter()
         vectors = self._embedder.texts(texts)
-        self._embedded("text", len(texts), started)
+        batch_ms = (perf_counter() - started) * 1000
+        self._sink.emit(EmbeddingServed(self.model_version, "text", len(texts), batch_ms))
         return vectors
 
     def caption(
@@ -293,12 +283,9 @@ class Lens:
         batch_size: int = 16,
     ) -> Iterator[Caption | Refusal]:
         """Yield, for each picture in order, its caption or a `Refusal`; arguments as in `caption`."""
-        captioner, plan = self._caption_plan(beam, max_tokens, decoding)
-        return (
-            item if isinstance(item, Refusal) else item.caption
-            for batch in self._batches(pictures, batch_size)
-            for item in self._describe(batch, captioner, plan, embeddings_asked=False)
-        )
+        captions, plan = self._caption_plan(beam, max_tokens, decoding)
+        described = captions.descriptions(pictures, decoding=plan, batch_size=batch_size, embeddings_asked=False)
+        return (item if isinstance(item, Refusal) else item.caption for item in described)
 
     def caption_stream(self, picture: Picture, *, decoding: Decoding = GREEDY) -> Iterator[CaptionPiece]:
         """Yield the caption of one picture as it grows; the last piece has the whole caption.
@@ -323,10 +310,10 @@ class Lens:
         `CaptionPiece.index` and `Refusal.index` say whose piece it is. Every picture ends with a piece that has its
         caption, or is a `Refusal`; arguments and errors as in `caption_stream`.
         """
-        captioner, plan = self._caption_plan(1, None, decoding)
+        captions, plan = self._caption_plan(1, None, decoding)
         if not plan.streams:
             raise ValueError("decoding: expected one caption, greedy or from a nucleus, found a beam or several")
-        return self._streamed(self._batches(pictures, batch_size), captioner, plan)
+        return captions.streams(pictures, decoding=plan, batch_size=batch_size)
 
     def describe(
         self, picture: Picture, *, beam: int = 1, max_tokens: int | None = None, decoding: Decoding | None = None
@@ -346,114 +333,25 @@ class Lens:
         batch_size: int = 16,
     ) -> Iterator[Description | Refusal]:
         """Yield, for each picture in order, its `Description` or a `Refusal`."""
-        captioner, plan = self._caption_plan(beam, max_tokens, decoding)
-        return (
-            item
-            for batch in self._batches(pictures, batch_size)
-            for item in self._describe(batch, captioner, plan, embeddings_asked=True)
-        )
+        captions, plan = self._caption_plan(beam, max_tokens, decoding)
+        return captions.descriptions(pictures, decoding=plan, batch_size=batch_size, embeddings_asked=True)
 
-    def _caption_plan(self, beam: int, max_tokens: int | None, decoding: Decoding | None) -> tuple[Captioner, Decoding]:
+    def _caption_plan(
+        self, beam: int, max_tokens: int | None, decoding: Decoding | None
+    ) -> tuple[ImageCaptioning, Decoding]:
         if decoding is None:
             decoding = Decoding(search=Greedy() if beam == 1 else Beam(width=beam), max_tokens=max_tokens)
         elif beam != 1 or max_tokens is not None:
             raise ValueError("beam, max_tokens: expected them inside decoding, found both ways of saying it")
-        if self._captioner is None:
+        if self._captions is None:
             raise BundleIncomplete(
                 f"bundle {self.bundle.root}",
                 expected="a bundle with the task caption",
                 found=f"tasks: {', '.join(self.bundle.manifest.tasks)}",
                 remedy="Take a bundle that was exported with captions.",
             )
-        self._captioner.limits(decoding)  # what does not fit this bundle is said before the first picture
-        return self._captioner, decoding
-
-    def _describe(
-        self,
-        batch: "list[_Prepared | Refusal]",
-        captioner: Captioner,
-        decoding: Decoding,
-        *,
-        embeddings_asked: bool,
-    ) -> Iterator[Description | Refusal]:
-        good = [item for item in batch if isinstance(item, _Prepared)]
-        answers: Iterator[Description] = iter(())
-        if good:
-            started = perf_counter()
-            embeddings, visual = self._embedder.images(np.stack([item.pixels for item in good]))
-            if embeddings_asked:
-                self._embedded("image", len(good), started)
-            captions = captioner.captions(embeddings, visual, decoding=decoding, keys=_keys(good, decoding))
-            share_ms = (perf_counter() - started) * 1000 / len(good)
-            answers = (
-                Description(vector, self._served(item, caption, share_ms))
-                for item, vector, caption in zip(good, embeddings, captions, strict=True)
-            )
-        for item in batch:
-            yield item if isinstance(item, Refusal) else next(answers)
-
-    def _streamed(
-        self, batches: "Iterable[list[_Prepared | Refusal]]", captioner: Captioner, decoding: Decoding
-    ) -> Iterator[CaptionPiece | Refusal]:
-        first = 0
-        for batch in batches:
-            started = perf_counter()
-            yield from (item for item in batch if isinstance(item, Refusal))
-            good = {first + at: item for at, item in enumerate(batch) if isinstance(item, _Prepared)}
-            first += len(batch)
-            if not good:
-                continue
-            items, indices = list(good.values()), list(good)
-            embeddings, visual = self._embedder.images(np.stack([item.pixels for item in items]))
-            keys = _keys(items, decoding)
-            for row, text, written in captioner.pieces(embeddings, visual, decoding=decoding, keys=keys):
-                # What the reader of this generator does between two pieces counts too: the caption waits for it.
-                device_ms = (perf_counter() - started) * 1000
-                served = None if written is None else self._served(items[row], written, device_ms)
-                yield CaptionPiece(indices[row], text, served)
-
-    def _served(self, item: _Prepared, caption: Caption, device_ms: float) -> Caption:
-        """Ask the fallback, report, and return the caption to hand out."""
-        started = perf_counter()
-        if self._fallback is not None and item.encoded is not None:
-            caption = self._fallback(item.encoded, caption)
-        caption_ms = device_ms + (perf_counter() - started) * 1000
-        tokens = len(caption.token_ids)
-        self._sink.emit(CaptionServed(self.model_version, caption.source, caption.confidence, tokens, caption_ms))
-        return caption
-
-    def _embedded(self, modality: str, count: int, started: float) -> None:
-        batch_ms = (perf_counter() - started) * 1000
-        self._sink.emit(EmbeddingServed(self.model_version, modality, count, batch_ms))
-
-    def _batches(self, pictures: Iterable[Picture], batch_size: int) -> "Iterator[list[_Prepared | Refusal]]":
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        batch: list[_Prepared | Refusal] = []
-        for index, picture in enumerate(pictures):
-            # Prepared one by one: of a batch, only the small pixels are held, not the files.
-            batch.append(self._prepare(index, picture))
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _prepare(self, index: int, picture: Picture) -> _Prepared | Refusal:
-        try:
-            if self._fallback is None or isinstance(picture, (Image.Image, np.ndarray)):
-                return _Prepared(self._reader.prepare(picture, self._spec), None)
-            # Read once: the fallback gets the very bytes that the device captioned.
-            encoded = read_bytes(picture, max_bytes=self._spec.max_bytes)
-            try:
-                return _Prepared(self._reader.prepare(encoded, self._spec), encoded)
-            except PictureError as error:
-                if isinstance(picture, (str, os.PathLike)):
-                    error.what = os.fsdecode(picture)
-                raise
-        except PictureError as error:
-            self._sink.emit(PictureRefused(self.model_version, error.kind))
-            return Refusal(index, error.what, error)
+        self._captions.check(decoding)  # what does not fit this bundle is said before the first picture
+        return self._captions, decoding
 
 
 def _single(results: Iterator[_T | Refusal]) -> _T:
@@ -462,11 +360,3 @@ def _single(results: Iterator[_T | Refusal]) -> _T:
     if isinstance(result, Refusal):
         raise result.error
     return result
-
-
-def _keys(items: "Sequence[_Prepared]", decoding: Decoding) -> list[int]:
-    """Return what random draws of each picture depend on: its own pixels, so not its place in a batch or a folder."""
-    if not isinstance(decoding.search, Nucleus):
-        return [0] * len(items)
-    digests = (blake2b(item.pixels.tobytes(), digest_size=8).digest() for item in items)
-    return [int.from_bytes(digest, "little") for digest in digests]
