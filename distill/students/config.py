@@ -1,10 +1,23 @@
 """The shape of a student: plain numbers, saved beside every checkpoint."""
 
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["PRESETS", "StudentConfig"]
+__all__ = ["PRESETS", "StudentConfig", "Width"]
+
+
+class Width(NamedTuple):
+    """How wide a layer is.
+
+    Attributes:
+        layer: its name in the student.
+        inputs, outputs: channels or features.
+    """
+
+    layer: str
+    inputs: int
+    outputs: int
 
 
 class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +44,7 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         text_length: T, length of the text encoder's input, special tokens included.
         caption_tokens: the longest caption in ids, the end token included.
         vocab_size: size of the tokenizer's vocabulary; the training sets it from the tokenizer.
+        pruned: layers that are narrower than all these sizes make them; see `pocketlens.distill.compression.pruning`.
     """
 
     backbone: str
@@ -50,6 +64,7 @@ class StudentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     text_length: int = 32
     caption_tokens: int = 28
     vocab_size: int
+    pruned: tuple[Width, ...] = ()
 
 
 PRESETS: Final[dict[str, StudentConfig]] = {

@@ -20,6 +20,7 @@ from pocketlens.distill.students.caption_decoder import CaptionDecoder, CaptionD
 from pocketlens.distill.students.config import StudentConfig
 from pocketlens.distill.students.image_encoder import ImageEncoder
 from pocketlens.distill.students.text_encoder import TextEncoder
+from pocketlens.distill.students.widths import resize
 
 __all__ = ["Student", "load_student", "preprocess_spec", "save_student"]
 
@@ -33,7 +34,8 @@ class Student(nn.Module):
     `caption_prefill()` and `caption_decode()` return; all share this student's weights.
 
     Attributes:
-        config: its sizes.
+        config: its sizes. Layers that were pruned are as narrow as it says, with weights of no use before they are
+            loaded.
         ranges: by role, by node of the captured graph: lowest and highest value `(2,)` float32 of an activation,
             as quantization-aware training left them; empty without. Any other training makes them stale.
     """
@@ -47,6 +49,28 @@ class Student(nn.Module):
         # CLIP's temperature starts at 0.07 (Radford et al. 2021, section 2.5).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.ranges: dict[str, dict[str, Tensor]] = {}
+        if config.pruned:
+            resize(self, config.pruned)
+            self._probe()
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Look whether narrowed layers fit each other."""
+        config = self.config
+        self.eval()  # the probe must not move the batch norms' averages
+        try:
+            ids = torch.ones(1, min(config.text_length, config.caption_tokens), dtype=torch.int32)
+            _, visual = self.image_encoder(torch.zeros(1, config.image_px, config.image_px, 3, dtype=torch.uint8))
+            self.text_encoder(ids)
+            self.caption_decoder(visual, ids)
+        except RuntimeError as error:
+            raise DataError(
+                "pruned layers of a student",
+                expected="layers as wide as what they are given",
+                found=str(error)[:300],
+                remedy="Take `pruned` in student.json as the pruning wrote it, or train again.",
+            ) from error
+        self.train()
 
     def caption_prefill(self) -> CaptionPrefill:
         """Return the module that turns visual tokens into a cache."""
@@ -108,7 +132,7 @@ def load_student(folder: Path) -> tuple[Student, Tokenizer]:
     """Return the student saved in `folder`, in eval mode, and its tokenizer.
 
     Raises:
-        DataError: a file is missing or does not fit.
+        DataError: a file is missing or does not fit, as where the widths of a pruned student are not its weights'.
     """
     try:
         config = msgspec.json.decode((folder / "student.json").read_bytes(), type=StudentConfig)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["outcome_cells", "outcome_table"]
 
 _COLUMNS: Final = ("graph", "status", "MB", "delegated", "parity", "quality", "p50 ms", "x fp32", "why")
-_DONE: Final = ("passed", "not_run", "failed")
+_SAID: Final = ("lowered", "passed", "not_run", "failed")
 
 
 def outcome_cells(outcome: "GraphOutcome") -> tuple[str, ...]:
@@ -42,13 +42,13 @@ def outcome_cells(outcome: "GraphOutcome") -> tuple[str, ...]:
 
 @contextmanager
 def outcome_table() -> Iterator[Callable[["GraphOutcome"], None]]:
-    """Give a callable that shows each new outcome: a live table on a terminal, a line once it is decided elsewhere."""
+    """Give a callable that shows each new outcome: a live table on a terminal, a line a change elsewhere."""
     latest: dict[tuple[str, str], GraphOutcome] = {}
     if not STDERR.is_terminal:
 
         def line(outcome: "GraphOutcome") -> None:
             key = (outcome.variant, outcome.role)
-            if outcome.status in _DONE and (key not in latest or latest[key].status != outcome.status):
+            if outcome.status in _SAID and (key not in latest or latest[key].status != outcome.status):
                 say("  ".join(cell for cell in outcome_cells(outcome) if cell))
             latest[key] = outcome
 

@@ -188,4 +188,10 @@ def test_every_variant_goes_through_the_whole_pipeline_in_worker_processes(
 @pytest.mark.slow
 def test_an_error_in_a_worker_process_arrives_as_it_was_raised(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="student folder"):
-        lower(tmp_path, {"onnx-fp32": tmp_path}, {}, workers=1, progress=lambda what, done, total: None)
+        lower(
+            str(tmp_path),
+            {"onnx-fp32": tmp_path},
+            {"image_encoder": []},
+            workers=1,
+            progress=lambda what, done, total: None,
+        )
