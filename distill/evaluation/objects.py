@@ -118,8 +118,10 @@ def object_table(name: str) -> ObjectTable:
     Raises:
         DataError: see `read_object_table`.
     """
-    if name == "scenes":  # the word forms are all there, plurals too
-        return ObjectTable({kind: sorted(words, key=len) for kind, words in SYNONYMS.items()}, plurals=False)
+    if name == "scenes":
+        # The word forms are all there, plurals too. A set has no first one: the usual name is the class's own.
+        named = {kind: sorted(words, key=lambda word: (word != kind, word)) for kind, words in SYNONYMS.items()}
+        return ObjectTable(named, plurals=False)
     if name == "photo":
         source = resources.files("pocketlens.distill.evaluation").joinpath("photo_objects.toml")
         return _parsed(source.read_text(encoding="utf-8"), "photo_objects.toml")

@@ -68,7 +68,9 @@ class Questions(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         """Return a hash of the questions and of the pictures that they are about."""
         about = [(sample.id, sample.image, sample.sha256, sample.captions) for sample in samples]
         truths = [sorted(truth) for truth in self.truths]
-        asked = (_FORMAT, self.seed, truths, self.probes, self.classes, self.corruptions, self.judge, about)
+        probed = sorted({kind for probe in self.probes for kind in (probe.present, probe.absent)})
+        names = [self.table.name(kind) for kind in probed]  # what is asked about them holds these words
+        asked = (_FORMAT, self.seed, truths, self.probes, names, self.classes, self.corruptions, self.judge, about)
         return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
 
 

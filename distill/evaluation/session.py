@@ -70,6 +70,7 @@ def evaluate_subjects(
     judge: Judge | None = None,
     out: Path | None = None,
     progress: Told | None = None,
+    judged: Callable[[Scorecard], None] = lambda card: None,
 ) -> Outcome:
     """Return the figures of all `subjects`; one is in memory at a time.
 
@@ -81,6 +82,7 @@ def evaluate_subjects(
         judge: of CLIPScore.
         out: where answers and figures are kept; `None` keeps nothing.
         progress: called with (subject, pictures looked at, pictures to look at).
+        judged: called with the figures of each subject once they are there, whatever happens to the next one.
 
     Raises:
         DataError: two subjects of one name, the judge is a subject, or an earlier file is damaged.
@@ -102,6 +104,7 @@ def evaluate_subjects(
         cards.append(scorecard(answers, samples, questions, bootstrap=bootstrap))
         if out is not None:
             _write(out / f"{file_name(subject.name)}.json", cards[-1])
+        judged(cards[-1])
     first = cards[0]
     pairs = {f"{card.subject} - {first.subject}": differences(card, first, bootstrap=bootstrap) for card in cards[1:]}
     if out is not None and pairs:

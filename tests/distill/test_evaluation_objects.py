@@ -53,6 +53,7 @@ def test_the_built_in_photo_table_is_sound() -> None:
 
 def test_the_scenes_table_names_what_scenes_count() -> None:
     table = object_table("scenes")
+    assert {kind: table.name(kind) for kind in SYNONYMS} == {kind: kind for kind in SYNONYMS}
     for kind, words in SYNONYMS.items():
         for word in words:
             assert table.mentioned(f"the {word}") == mentioned_kinds(f"the {word}") == {kind}

@@ -186,6 +186,14 @@ def test_finished_subjects_are_not_asked_again(folder: Path, samples: list[Sampl
     evaluate_subjects([_subject(first, "new")], samples, folder, questions, out=tmp_path)
     evaluate_subjects([_subject(first, "new")], samples, folder, _questions(samples, seed=1), out=tmp_path)
     assert first.calls == 3 * asked
+    # and so are probes in other words
+    for words in ('["dog", "puppy"]', '["puppy", "dog"]'):
+        table = tmp_path / f"{len(words) + first.calls}.toml"
+        table.write_text(f'format = 1\n[classes]\ndog = {words}\ncat = ["cat"]\nbus = ["bus"]\ncar = ["car"]\n')
+        evaluate_subjects(
+            [_subject(first, "new")], samples, folder, _questions(samples, objects=str(table)), out=tmp_path
+        )
+    assert first.calls == 5 * asked
     (tmp_path / "answers" / "c.json").write_text("{}")
     with pytest.raises(DataError, match="answers as JSON"):
         evaluate_subjects([_subject(Oracle("c"), "3")], samples, folder, questions, out=tmp_path)
@@ -418,6 +426,19 @@ def test_the_command_judges_a_student_and_a_bundle_and_leads_to_a_sheet(
     assert sorted(key["systems"]) == ["student", "tiny#onnx-fp32"]
     with pytest.raises(DataError, match="captions of student and other"):
         _run(capsys, "ratings", "sheet", out, *wanted[:3], "other", *wanted[4:], "--out", tmp_path / "s2")
+
+
+def test_a_subject_that_cannot_be_opened_takes_nothing_from_those_before_it(
+    scenes: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    for file in student.iterdir():
+        (tmp_path / "broken" / file.name).write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="broken"):
+        _run(capsys, "evaluate", student, tmp_path / "broken", "--data", scenes, "--probes", 0)
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {row[0] for row in rows} == {"student"}
+    assert {"r1_i2t", "cider"} <= {row[1] for row in rows}
 
 
 def test_the_ratings_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

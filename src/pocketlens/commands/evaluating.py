@@ -12,6 +12,7 @@ from pocketlens.core.errors import DataError
 
 if TYPE_CHECKING:
     from pocketlens.distill.evaluation.metrics import Figure
+    from pocketlens.distill.evaluation.scorecard import Scorecard
     from pocketlens.distill.evaluation.subjects import Opened
 
 __all__ = ["app", "evaluate", "read", "sheet"]
@@ -78,16 +79,26 @@ def evaluate(
         judge=opened.identity if opened else (),
     )
     judging = prepare_judge(opened, samples, folder) if opened else None
-    with progress() as report:
-        outcome = evaluate_subjects(
-            everybody, samples, folder, questions, judge=judging, out=out_folder, progress=report
-        )
+    cards: list[Scorecard] = []
+    try:
+        with progress() as report:
+            outcome = evaluate_subjects(
+                everybody,
+                samples,
+                folder,
+                questions,
+                judge=judging,
+                out=out_folder,
+                progress=report,
+                judged=cards.append,
+            )
+    finally:  # a subject that fails takes nothing from those before it
+        for card in cards:
+            _show(card, card.subject, card.figures, as_json=as_json)
+            for note in card.notes if not as_json else ():
+                say(f"{card.subject}: {note}")
     if page is not None:
         write_report(page, outcome.cards, outcome.answers, outcome.differences, samples, folder, questions)
-    for card in outcome.cards:
-        _show(card, card.subject, card.figures, as_json=as_json)
-        for note in card.notes if not as_json else ():
-            say(f"{card.subject}: {note}")
     for name, figures in outcome.differences.items():
         _show({"difference": name, "figures": figures}, name, figures, as_json=as_json)
     return 0
