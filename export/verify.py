@@ -179,12 +179,21 @@ def _caption_limit(record: GraphRecord, count: int) -> float:
     """Return the share of equal captions below which a graph that keeps its parity falls once in a thousand times."""
     if record.precision == "fp32" or record.parity is None:
         return 1.0 if record.precision == "fp32" else 0.0
-    share, tail = record.parity.mean, 0.0
+    # Few samples say little of the true share: a beta-binomial draw with Jeffreys' prior (Gelman et al., Bayesian Data
+    # Analysis, section 2.4), and not a binomial one, for which 8 equal captions of 8 would allow no other for ever.
+    samples, tail = record.parity.samples, 0.0
+    same = record.parity.mean * samples + 0.5
+    other = samples - record.parity.mean * samples + 0.5
     for equal in range(count + 1):
-        tail += math.comb(count, equal) * share**equal * (1 - share) ** (count - equal)
+        weight = _log_beta(same + equal, other + count - equal) - _log_beta(same, other)
+        tail += math.comb(count, equal) * math.exp(weight)
         if tail > _RARE:
             return equal / count
     return 1.0
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def _cosine(

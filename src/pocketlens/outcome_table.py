@@ -48,7 +48,9 @@ def outcome_table() -> Iterator[Callable[["GraphOutcome"], None]]:
 
         def line(outcome: "GraphOutcome") -> None:
             key = (outcome.variant, outcome.role)
-            if outcome.status in _SAID and (key not in latest or latest[key].status != outcome.status):
+            before = latest.get(key)
+            new = before is None or (before.status, before.quality) != (outcome.status, outcome.quality)
+            if new and outcome.status in _SAID:
                 say("  ".join(cell for cell in outcome_cells(outcome) if cell))
             latest[key] = outcome
 

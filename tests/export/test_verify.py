@@ -117,14 +117,14 @@ def test_a_variant_that_lacks_a_graph_is_checked_with_what_it_has(bundle: Bundle
     assert [check.stage for check in report.checks if check.subject == "onnx-int8"] == ["text_embedding"]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.75, 0.98])
+@pytest.mark.parametrize(("share", "measured_on"), [(0.3, 200), (0.75, 8), (1.0, 8), (0.98, 200)])
 def test_a_quantized_graph_may_differ_in_so_many_captions_as_its_parity_explains(
-    bundle: Bundle, tmp_path: Path, share: float
+    bundle: Bundle, tmp_path: Path, share: float, measured_on: int
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(bundle.root, root)
     graphs = tuple(
-        msgspec.structs.replace(graph, parity=msgspec.structs.replace(graph.parity, mean=share))
+        msgspec.structs.replace(graph, parity=msgspec.structs.replace(graph.parity, mean=share, samples=measured_on))
         if graph.role == "caption_decode" and graph.precision == "int8" and graph.parity is not None
         else graph
         for graph in bundle.manifest.graphs
@@ -137,6 +137,13 @@ def test_a_quantized_graph_may_differ_in_so_many_captions_as_its_parity_explains
     least = round(checks["onnx-int8"].limit * count)
 
     def chance_of_fewer_than(equal: int) -> float:
-        return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(equal))
+        """As from Pólya's urn: a draw adds a ball of its colour to those that parity and half a caption put in."""
+        total = 0.0
+        for k in range(equal):
+            same, other, chance = share * measured_on + 0.5, (1 - share) * measured_on + 0.5, float(math.comb(count, k))
+            for draw in range(count):
+                chance *= (same + draw if draw < k else other + draw - k) / (same + other + draw)
+            total += chance
+        return total
 
     assert chance_of_fewer_than(least) <= 0.001 < chance_of_fewer_than(least + 1)
