@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         JudgedStudent,
         JudgedTeachers,
     )
-    from pocketlens.distill.evaluation.metrics import Bootstrap, Figure, caption_correctness
+    from pocketlens.distill.evaluation.metrics import Bootstrap, Figure
     from pocketlens.distill.evaluation.objects import ObjectTable, object_table
     from pocketlens.distill.evaluation.questions import Questions, prepare_judge, prepare_questions
     from pocketlens.distill.evaluation.rating_sheet import read_key, write_sheet
@@ -43,7 +43,6 @@ __all__ = [
     "Questions",
     "Scorecard",
     "Subject",
-    "caption_correctness",
     "caption_figures",
     "evaluate",
     "evaluate_subjects",
@@ -69,7 +68,6 @@ _HOMES = {
     "Questions": "questions",
     "Scorecard": "scorecard",
     "Subject": "subjects",
-    "caption_correctness": "metrics",
     "caption_figures": "captions",
     "evaluate": "harness",
     "evaluate_subjects": "session",

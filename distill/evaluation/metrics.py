@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlens.distill.data.sample import Sample
 from pocketlens.distill.scenes.truth import mentioned_kinds
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "TIE",
     "Bootstrap",
     "Figure",
-    "caption_correctness",
     "class_vector",
     "hallucination_figures",
     "recall_at_k",
@@ -288,16 +286,6 @@ def hallucination_figures(
         "hallucination_captions": bootstrap.mean((invented > 0).astype(np.float64)),
         "missed": bootstrap.ratio(shown - (named - invented), shown),
     }
-
-
-def caption_correctness(samples: Sequence[Sample], captions: Sequence[str]) -> NDArray[np.bool_]:
-    """Return `(N,)`: the caption names every kind that its picture shows, and no other.
-
-    Colours, counts, relations and places are not looked at. These are the labels that
-    `pocketlens.runtime.confidence.fit_confidence` learns from.
-    """
-    pairs = zip(samples, captions, strict=True)
-    return np.array([mentioned_kinds(text) == frozenset(sample.kinds) for sample, text in pairs], dtype=np.bool_)
 
 
 def _blocks(count: int) -> Iterator[slice]:

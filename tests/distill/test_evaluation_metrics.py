@@ -6,13 +6,14 @@ from numpy.typing import NDArray
 
 from pocketlens.distill.evaluation.metrics import (
     Bootstrap,
-    caption_correctness,
     class_vector,
     hallucination_figures,
     recall_at_k,
     retrieval_ranks,
     zero_shot_accuracy,
 )
+from pocketlens.distill.evaluation.questions import prepare_questions
+from pocketlens.distill.evaluation.scorecard import right_captions
 from pocketlens.distill.scenes import SceneSample
 
 # Two pictures with two texts each; angles in degrees make every cosine obvious.
@@ -205,9 +206,11 @@ def test_captions_that_name_nothing_miss_everything_and_prove_nothing() -> None:
 def test_a_caption_is_correct_when_it_names_all_kinds_and_no_other() -> None:
     samples = [_sample("boat", "tree")] * 4
     captions = ["a tree behind a sailboat", "a tree", "a tree, a boat and a star", "nothing"]
-    assert caption_correctness(samples, captions).tolist() == [True, False, False, False]
+    questions = prepare_questions(samples, probed_pictures=0)
+    assert right_captions(captions, questions).tolist() == [True, False, False, False]
 
 
 def test_correctness_does_not_depend_on_the_order_of_words() -> None:
     orders = [" ".join(words) for words in itertools.permutations(["ducks", "houses", "red"])]
-    assert caption_correctness([_sample("duck", "house")] * len(orders), orders).all()
+    questions = prepare_questions([_sample("duck", "house")] * len(orders), probed_pictures=0)
+    assert right_captions(orders, questions).all()

@@ -10,13 +10,15 @@ import pytest
 from pocketlens.cli import main
 from pocketlens.core.bundle import load_bundle
 from pocketlens.distill.data.recipe import ScenesData
+from pocketlens.distill.data.sample import read_samples
 from pocketlens.distill.recipe import Recipe, TeacherPaths, TrainRecipe, write_recipe
 from pocketlens.distill.scenes import write_dataset
+from pocketlens.export.judging import fitted_confidence
 
 RECIPE = Recipe(
     name="tiny",
     teachers=TeacherPaths(embedder_licence="research-only"),
-    data=ScenesData(train=16, val=1, test=8, train_px=64, test_px=64),
+    data=ScenesData(train=16, val=50, test=8, train_px=64, test_px=64),
     train=TrainRecipe(steps=1),
 )
 EXPORT = """
@@ -39,7 +41,7 @@ def work(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     root = tmp_path_factory.mktemp("work")
     write_dataset(
         root / "data",
-        split_sizes={"train": 16, "val": 1, "test": 8},
+        split_sizes={"train": 16, "val": 50, "test": 8},
         size_px=dict.fromkeys(("train", "val", "test"), 64),
         seed=1,
     )
@@ -66,6 +68,13 @@ def test_a_runs_bundle_carries_figures_of_the_student_each_variant_and_a_graph_w
     assert own["onnx-fp32", "r1_i2t"].value == own["student", "r1_i2t"].value
     assert own["student", "cider"].low is not None
     assert "r1_i2t" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert manifest.confidence is not None
+    assert manifest.confidence.fitted_on == 50  # the validation split
+
+
+def test_a_confidence_is_not_fitted_on_too_few_captions(exported: Path, work: Path) -> None:
+    samples = read_samples(work / "data", "val")
+    assert fitted_confidence(load_bundle(exported), samples[:49], work / "data") is None
 
 
 def test_commercial_refuses_a_research_only_teacher(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,6 +203,7 @@ def _export_run(
             *load_student(run),
             test,
             space.data,
+            validation=read_samples(space.data, "val")[:] if (space.data / "val.jsonl").exists() else [],
             gates=plan.gates,
             seed=trained.seed,
             progress=lambda done, total, who: say(f"evaluated {who}, {done} of {total}"),

@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from pocketlens.core.bundle import Bundle, ConfidenceSpec
+from pocketlens.core.bundle import Bundle
 from pocketlens.core.errors import storage_errors
 from pocketlens.demo.goals import goals
 from pocketlens.demo.report import write_report
@@ -36,7 +36,6 @@ from pocketlens.distill.evaluation import (
     Judged,
     JudgedStudent,
     JudgedTeachers,
-    caption_correctness,
     evaluate,
 )
 from pocketlens.distill.pipeline import (
@@ -55,9 +54,8 @@ from pocketlens.distill.students.student import load_student
 from pocketlens.export import Evaluation as ExportEvaluation
 from pocketlens.export import ExportRecipe, Samples, export_student, load_recipe
 from pocketlens.export.graphs import student_graphs
-from pocketlens.export.judging import judged_variants
+from pocketlens.export.judging import fitted_confidence, judged_variants
 from pocketlens.export.latency import machine_name
-from pocketlens.runtime import Refusal, feature_table, fit_confidence, load
 from pocketlens.telemetry import EventLog, purge
 
 __all__ = ["Mode", "Outcome", "run_demo"]
@@ -95,7 +93,8 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
     with watch.stage("train"):
         train_student(recipe, work, shards, report)
     student, tokenizer = load_student(work.student)
-    teachers, test = open_teachers(recipe), read_split(work.data, "test")
+    teachers = open_teachers(recipe)
+    test, validation = read_split(work.data, "test"), read_split(work.data, "val")
     evaluations: dict[str, Evaluation] = {}
 
     def judge(candidate: Bundle) -> ExportEvaluation:
@@ -107,7 +106,7 @@ def run_demo(out: Path, mode: Mode, report: Report) -> Outcome:
             judges += [one for _, one in judged_variants(candidate, graphs, export_recipe.gates, threads=2)]
             evaluations.update(_evaluate_all(recipe, judges, test, work, out / "evaluations", report))
             quality = tuple(figure for one in evaluations.values() for figure in one.quality())
-            return ExportEvaluation(quality=quality, confidence=_confidence(candidate, work))
+            return ExportEvaluation(quality=quality, confidence=fitted_confidence(candidate, validation, work.data))
 
     with watch.stage("export"):
         bundle = _export(recipe, export_recipe, work, out / "bundle", test, judge, report)
@@ -200,18 +199,6 @@ def _evaluate_all(
             (out / f"{judged.name}.json").write_bytes(results[judged.name].to_json())
             report("evaluate", number, len(judges), judged.name)
     return results
-
-
-def _confidence(bundle: Bundle, work: Workspace) -> ConfidenceSpec:
-    """Fit the confidence on the validation split, with the graphs that are chosen by default."""
-    samples = read_split(work.data, "val")
-    captions = []
-    for result in load(bundle.root).captions(work.pictures(samples)):
-        if isinstance(result, Refusal):
-            raise result.error
-        captions.append(result)
-    correct = caption_correctness(samples, [caption.text for caption in captions])
-    return fit_confidence(feature_table(captions), correct)
 
 
 def _fresh_log(folder: Path) -> EventLog:
