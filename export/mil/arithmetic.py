@@ -59,12 +59,20 @@ def _real_div(call: Call) -> Tensor:
     return x / y if call.dtype in FLOATS else torch.floor_divide(x, y)
 
 
-def _cast(call: Call) -> Tensor:
-    """To another type: floats lose their fraction, integers wrap into the new range."""
-    x, dtype = call.tensor("x"), call.text("dtype")
+def _converted(x: Tensor, dtype: str) -> Tensor:
     if dtype in FLOATS:
         return x.float()
     return x.to(torch.bool) if dtype == "bool" else wrapped(x, dtype)
+
+
+def _cast(call: Call) -> Tensor:
+    """To another type: floats lose their fraction, integers wrap into the new range."""
+    return _converted(call.tensor("x"), call.text("dtype"))
+
+
+def _fill_like(call: Call) -> Tensor:
+    """One `value` in the shape of `ref_tensor`; its type is the value's."""
+    return _converted(torch.full(call.tensor("ref_tensor").shape, call.number("value", 0.0)), call.dtype)
 
 
 def _select(call: Call) -> Tensor:
@@ -80,6 +88,7 @@ ARITHMETIC: Final[dict[str, Operator]] = {
     "equal": _binary(torch.eq),
     "erf": _unary(torch.erf),
     "exp": _unary(torch.exp),
+    "fill_like": _fill_like,
     "floor_div": _binary(torch.floor_divide),
     "gelu": _gelu,
     "greater": _binary(torch.gt),

@@ -114,6 +114,16 @@ def _gather(call: Call) -> Tensor:
     return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
+def _gather_nd(call: Call) -> Tensor:
+    """`x[i, j, ...]` for each (i, j, ...) along the last axis of `indices`."""
+    x, indices = call.tensor("x"), call.tensor("indices").long()
+    depth = indices.shape[-1]
+    sizes = torch.tensor(x.shape[:depth])
+    if bool(((indices < -sizes) | (indices >= sizes)).any()):
+        raise call.unsupported(f"an index outside of {list(x.shape[:depth])}")
+    return x[tuple(torch.remainder(indices, sizes).unbind(-1))]
+
+
 def _read_state(call: Call) -> Tensor:
     """The buffer as it is now."""
     return call.state[str(call.inputs["input"])]
@@ -131,6 +141,7 @@ ARRANGEMENT: Final[dict[str, Operator]] = {
     "coreml_update_state": _update_state,
     "expand_dims": _expand_dims,
     "gather": _gather,
+    "gather_nd": _gather_nd,
     "pad": _pad,
     "read_state": _read_state,
     "reshape": _reshape,

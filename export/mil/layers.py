@@ -144,6 +144,11 @@ def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
     return reduce
 
 
+def _argmax(call: Call) -> Tensor:
+    """The place of the maximum along `axis`; among equals it is not defined which, here the first."""
+    return call.tensor("x").argmax(dim=call.integer("axis", -1), keepdim=call.flag("keep_dims"))
+
+
 LAYERS: Final[dict[str, Operator]] = {
     "avg_pool": _avg_pool,
     "batch_norm": _batch_norm,
@@ -152,6 +157,7 @@ LAYERS: Final[dict[str, Operator]] = {
     "linear": _linear,
     "matmul": _matmul,
     "max_pool": _max_pool,
+    "reduce_argmax": _argmax,
     "reduce_max": _reduce(lambda x, axes, keep: x.amax(dim=axes, keepdim=keep)),
     "reduce_mean": _reduce(lambda x, axes, keep: x.mean(dim=axes, keepdim=keep)),
     "reduce_min": _reduce(lambda x, axes, keep: x.amin(dim=axes, keepdim=keep)),
