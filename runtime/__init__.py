@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pocketlens.runtime.confidence import FEATURES, feature_table, fit_confidence
+    from pocketlens.runtime.decoding import Beam, Decoding, Greedy, Nucleus
     from pocketlens.runtime.engines import ENGINES, Engine
     from pocketlens.runtime.finding import find
     from pocketlens.runtime.indexing import IndexProgress, IndexReport, index_folder
     from pocketlens.runtime.lens import Lens, load
-    from pocketlens.runtime.results import Description, Refusal
+    from pocketlens.runtime.results import CaptionPiece, Description, Refusal
     from pocketlens.runtime.store import Filter, Hit, Row, Store
     from pocketlens.runtime.upgrading import upgrade_store
     from pocketlens.runtime.watching import watch_folder
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "FEATURES",
+    "Beam",
+    "CaptionPiece",
+    "Decoding",
     "Description",
     "Engine",
     "Filter",
+    "Greedy",
     "Hit",
     "IndexProgress",
     "IndexReport",
     "Lens",
+    "Nucleus",
     "Refusal",
     "Row",
     "Store",
@@ -45,11 +51,16 @@ _HOMES = {
     "FEATURES": "confidence",
     "feature_table": "confidence",
     "fit_confidence": "confidence",
+    "Beam": "decoding",
+    "Decoding": "decoding",
+    "Greedy": "decoding",
+    "Nucleus": "decoding",
     "IndexProgress": "indexing",
     "IndexReport": "indexing",
     "index_folder": "indexing",
     "Lens": "lens",
     "load": "lens",
+    "CaptionPiece": "results",
     "Description": "results",
     "Refusal": "results",
     "Filter": "store",
