@@ -29,6 +29,8 @@ from pocketlens.export.targets.coreml_forms import MAX_RANK, Form, captured
 
 __all__ = ["RECIPES", "CoremlRecipe", "CoremlTarget", "coreml_recipe"]
 
+_ALIAS: Final = torch.ops.aten.alias.default
+
 
 @dataclass(frozen=True)
 class CoremlRecipe:
@@ -190,7 +192,7 @@ def _convert(form: Form, recipe: CoremlRecipe, names: Sequence[str]) -> Any:
         shape = tuple(form.example[0].shape)
         extra["inputs"] = [ct.ImageType(name=form.picture, shape=shape, color_layout=ct.colorlayout.RGB)]
     return ct.convert(
-        torch.export.export(form.module, form.example).run_decompositions({}),
+        _without_aliases(torch.export.export(form.module, form.example).run_decompositions({})),
         # Every result of ours is float32, also where half precision computes it.
         outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
         convert_to="mlprogram",
@@ -199,3 +201,19 @@ def _convert(form: Form, recipe: CoremlRecipe, names: Sequence[str]) -> Any:
         skip_model_load=True,
         **extra,
     )
+
+
+def _without_aliases(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Take out `alias`, which is its input by another name and which coremltools 9.0 does not know.
+
+    Masks of transformers' SigLIP have some.
+    """
+    graph = program.graph_module.graph
+    for node in graph.nodes:
+        if node.target is _ALIAS:
+            # A result keeps its own name: the program's signature knows it by that.
+            for user in [user for user in node.users if user.op != "output"]:
+                user.replace_input_with(node, node.args[0])
+            if not node.users:
+                graph.erase_node(node)
+    return program

@@ -406,6 +406,28 @@ def _balanced(source: str) -> bool:
     return not stack
 
 
+def test_a_second_name_of_a_value_is_taken_out(
+    graphs: dict[str, Graph], feeds: dict[str, list[Feed]], manifest: Manifest, tmp_path: Path
+) -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = torch.nn.Embedding(512, 128)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return unit_norm(torch.ops.aten.alias.default(self.tokens(ids)).mean(dim=1))
+
+    torch.manual_seed(0)
+    source = graphs["text_encoder"]
+    output = msgspec.structs.replace(source.outputs[0], shape=(-1, 128))
+    graph = Graph("text_encoder", Named().eval(), source.inputs, (output,), source.example)
+    record = write(tmp_path, CoremlTarget(), graph, ["fp16"], [])["fp16"]
+    engine = MilEngine(Bundle(tmp_path, manifest), {"text_encoder": record})
+    for feed in feeds["text_encoder"][:2]:
+        expected = graph.module(torch.from_numpy(feed["ids"])).detach().numpy()
+        assert cosines(engine.run("text_encoder", feed)["embedding"], expected).min() > 0.9999
+
+
 def test_a_constant_that_a_norm_and_a_linear_layer_share_stays_in_float(
     graphs: dict[str, Graph], feeds: dict[str, list[Feed]], manifest: Manifest, tmp_path: Path
 ) -> None:
