@@ -1,4 +1,7 @@
-"""What follows the training where a recipe says so: training for CIDEr, then training for int8.
+"""What follows the training where a recipe says so: pruning, then training for CIDEr, then training for int8.
+
+Pruning comes first: it makes another student, which learns all its losses again, and cross-entropy would undo what was
+trained for CIDEr. Training for int8 comes last, for any other training makes the ranges of the activations stale.
 
 Each phase has a folder of its own under the run's, with checkpoint, curves and the student that it ended with; the
 run's folder holds the last one's. Phases can be added to a finished run: what was done before them is kept.
@@ -18,7 +21,7 @@ from pocketlens.core.tokenizer import Tokenizer
 from pocketlens.distill.batches import TrainingSet
 from pocketlens.distill.checkpoint import load_state
 from pocketlens.distill.distributed import barrier, place
-from pocketlens.distill.recipe import QatRecipe, Recipe, SelfCriticalRecipe, write_recipe
+from pocketlens.distill.recipe import PruningRecipe, QatRecipe, Recipe, SelfCriticalRecipe, write_recipe
 from pocketlens.distill.students.student import Student, save_student
 from pocketlens.distill.train import Progress
 from pocketlens.distill.validation import Validation
@@ -48,7 +51,7 @@ class Setting(NamedTuple):
 
 def without_phases(recipe: Recipe) -> Recipe:
     """Return the recipe of the training alone."""
-    return msgspec.structs.replace(recipe, self_critical=SelfCriticalRecipe(), qat=QatRecipe())
+    return msgspec.structs.replace(recipe, pruning=PruningRecipe(), self_critical=SelfCriticalRecipe(), qat=QatRecipe())
 
 
 def run_phases(recipe: Recipe, student: Student, setting: Setting) -> Student:
@@ -59,7 +62,25 @@ def run_phases(recipe: Recipe, student: Student, setting: Setting) -> Student:
         RecipeError: a phase does not fit the student or the batch.
         StorageFull: the disk is full; the last good checkpoint is kept.
     """
-    plan = without_phases(recipe)
+    plan, heads_from = without_phases(recipe), setting.run
+    if recipe.pruning.steps:
+        from pocketlens.distill.compression.pruning import train_pruned
+
+        plan = msgspec.structs.replace(plan, pruning=recipe.pruning)
+        with _phase(setting, "pruned") as (folder, progress):
+            student = train_pruned(
+                plan,
+                recipe.pruning,
+                setting.data,
+                setting.tokenizer,
+                student,
+                teacher_dim=setting.teacher_dim,
+                run=folder,
+                heads=training_heads(heads_from),
+                validation=setting.validation,
+                progress=progress,
+            )
+        heads_from = folder
     if recipe.self_critical.steps:
         from pocketlens.distill.self_critical import train_self_critical
 
@@ -78,7 +99,7 @@ def run_phases(recipe: Recipe, student: Student, setting: Setting) -> Student:
                 student,
                 teacher_dim=setting.teacher_dim,
                 run=folder,
-                heads=training_heads(setting.run),
+                heads=training_heads(heads_from),
                 validation=setting.validation,
                 progress=progress,
             )

@@ -10,12 +10,13 @@ from msgspec import Meta
 
 from pocketlens.core.errors import RecipeError, storage_errors
 from pocketlens.distill.data.recipe import DataRecipe
-from pocketlens.distill.recipe_phases import QatRecipe, SelfCriticalRecipe
+from pocketlens.distill.recipe_phases import PruningRecipe, QatRecipe, SelfCriticalRecipe
 from pocketlens.distill.students.config import PRESETS, StudentConfig
 
 __all__ = [
     "DataRecipe",
     "LossWeights",
+    "PruningRecipe",
     "QatRecipe",
     "Recipe",
     "ReinforceRecipe",
@@ -159,7 +160,7 @@ class TrainRecipe(_Table, frozen=True, kw_only=True):
 
 
 class Recipe(_Table, frozen=True, kw_only=True):
-    """A whole distillation: `train`, then `self_critical` and `qat` where they are switched on."""
+    """A whole distillation: `train`, then `pruning`, `self_critical` and `qat` where they are switched on."""
 
     name: str
     seed: Annotated[int, Meta(ge=0)] = 20261122
@@ -171,6 +172,7 @@ class Recipe(_Table, frozen=True, kw_only=True):
     reinforce: ReinforceRecipe = ReinforceRecipe()
     student: StudentRecipe = StudentRecipe()
     train: TrainRecipe
+    pruning: PruningRecipe = PruningRecipe()
     self_critical: SelfCriticalRecipe = SelfCriticalRecipe()
     qat: QatRecipe = QatRecipe()
 

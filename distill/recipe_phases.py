@@ -5,12 +5,31 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["QatRecipe", "SelfCriticalRecipe"]
+__all__ = ["PruningRecipe", "QatRecipe", "SelfCriticalRecipe"]
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(gt=0.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Part = Annotated[float, Meta(ge=0.0, lt=1.0)]
+
+
+class PruningRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Structured pruning and the training after it; see `compression.pruning`.
+
+    Attributes:
+        steps: optimizer steps after the cut; 0 leaves the phase out.
+        channels: share of the backbone's channels that goes.
+        units: share of the hidden units of text tower and captioner that goes.
+        importance: what is least important: by the `taylor` expansion of the loss, or by the `magnitude` of weights.
+        learning_rate: its peak.
+    """
+
+    steps: Count = 0
+    channels: Part = 0.25
+    units: Part = 0.25
+    importance: Literal["taylor", "magnitude"] = "taylor"
+    learning_rate: Rate = 5e-4
 
 
 class SelfCriticalRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

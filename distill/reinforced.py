@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from pocketlens.core.errors import DataError
 from pocketlens.distill.shards import open_shard, unpack_vectors
 
 __all__ = ["Alternatives", "Reinforced", "read_reinforced"]
+
+_NEEDED: Final = frozenset({"images", "params", "text_ends", "texts", "written"})
 
 Alternatives = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Ids `(B, L, k)` and log-probabilities `(B, L, k)` of the likeliest tokens; see `pocketlens.distill.shards`."""
@@ -128,12 +130,13 @@ def read_reinforced(paths: Sequence[Path]) -> Reinforced:
         DataError: there is none, one is missing or damaged, or they do not belong together.
     """
     shards = [open_shard(path) for path in paths]
-    shapes = {(shard["images"].shape[1:], tuple(sorted(shard))) if "images" in shard else () for shard in shards}
-    if len(shapes) != 1 or () in shapes:
+    whole = all(shard.keys() >= _NEEDED for shard in shards)
+    shapes = {(shard["images"].shape[1:], tuple(sorted(shard))) for shard in shards} if whole else set()
+    if len(shapes) != 1:
         raise DataError(
             f"{len(paths)} shards",
-            expected="at least one, all with the same arrays, views and width",
-            found=f"{len(shapes)} kinds of them",
+            expected=f"at least one, all with the same arrays and sizes, {', '.join(sorted(_NEEDED))} among them",
+            found=f"{len(shapes)} kinds of them" if whole else "one without some of these arrays",
             remedy="Run `pocketlens distill reinforce` again; finished shards are kept.",
         )
     return Reinforced(shards)

@@ -1,1 +1,1 @@
-"""Compression in training: quantization-aware training. docs/compression.md says what each buys."""
+"""Compression in training: pruning and quantization-aware training. docs/compression.md says what each buys."""

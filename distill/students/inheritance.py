@@ -95,6 +95,8 @@ def _check(student: Student, larger: Student) -> None:
     small, big = student.config, larger.config
     fields = ("width", "heads", "text_layers", "decoder_layers", "embed_dim", "text_length", "caption_tokens")
     less = [name for name in fields if getattr(big, name) < getattr(small, name)]
+    if min(_hidden_units(larger)) < max(_hidden_units(student)):
+        less.append("hidden units")  # it was pruned
     if less or big.width // big.heads != small.width // small.heads:
         raise RecipeError(
             "student.start",
@@ -102,6 +104,10 @@ def _check(student: Student, larger: Student) -> None:
             found=f"less {', '.join(less)}" if less else f"heads of {big.width // big.heads}",
             remedy="Choose another student to start from, or other sizes.",
         )
+
+
+def _hidden_units(student: Student) -> list[int]:
+    return [cast("Any", block.feed)[0].out_features for block in student.modules() if isinstance(block, Block)]
 
 
 def _tower(small: Any, big: Any) -> Tensor:

@@ -21,7 +21,7 @@ from pocketlens.distill.pictures import DecodedPixels, load_pixels
 from pocketlens.distill.recipe import ReinforceRecipe
 from pocketlens.distill.reinforce import reinforce
 from pocketlens.distill.reinforced import Reinforced, read_reinforced
-from pocketlens.distill.shards import bytes_by_name, open_shard, pack_vectors, unpack_vectors
+from pocketlens.distill.shards import bytes_by_name, open_shard, pack_vectors, unpack_vectors, write_shard
 from pocketlens.distill.teachers.generated import score
 from pocketlens.distill.teachers.hf_captioner import HfCaptioner
 from pocketlens.distill.teachers.open_clip_teacher import OpenClipTeacher
@@ -190,6 +190,13 @@ def test_a_file_that_is_no_shard_is_named(tmp_path: Path, damage: bytes) -> None
         read_reinforced([path])
     with pytest.raises(DataError, match="0 shards"):
         read_reinforced([])
+
+
+def test_a_shard_of_an_earlier_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard-00000-aa.safetensors"
+    write_shard(path, {"images": np.zeros((2, 1, 4), np.float16), "texts": np.zeros((2, 4), np.float16)})
+    with pytest.raises(DataError, match=r"written.*without some of these arrays"):
+        read_reinforced([path])
 
 
 def test_a_shard_cut_short_is_named(world: World, tmp_path: Path) -> None:
