@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from pocketlens.core.bundle import Role
+from pocketlens.core.bundle import Role, TensorSpec
 from pocketlens.export.graphs import Graph
 from pocketlens.export.parity import GraphRunner
 from pocketlens.export.reference import Feed
@@ -18,16 +18,24 @@ StandIn = Callable[[Role, Feed], dict[str, NDArray[Any]]]
 
 
 def eager_answers(graphs: Mapping[Role, Graph]) -> StandIn:
-    """Return a stand-in that runs the eager student's own modules."""
+    """Return a stand-in that runs the eager student's own modules.
+
+    A cache may come with layers and keys/values as one axis, as CoreML has it (ADR 0003).
+    """
 
     def answer(role: Role, inputs: Feed) -> dict[str, NDArray[Any]]:
         graph = graphs[role]
         with torch.no_grad():
-            result = graph.module(*(torch.from_numpy(inputs[spec.name].copy()) for spec in graph.inputs))
+            result = graph.module(*(_input(inputs[spec.name], spec) for spec in graph.inputs))
         results = result if isinstance(result, tuple) else (result,)
         return {spec.name: value.numpy() for spec, value in zip(graph.outputs, results, strict=True)}
 
     return answer
+
+
+def _input(array: NDArray[Any], spec: TensorSpec) -> torch.Tensor:
+    array = array if array.ndim == len(spec.shape) else array.reshape(-1, *spec.shape[1:])
+    return torch.from_numpy(array.copy())
 
 
 class Patched:

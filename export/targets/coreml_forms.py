@@ -15,6 +15,7 @@ MAX_RANK: Final = 5
 """CoreML's arrays have at most this many axes."""
 
 _SELECT: Final = torch.ops.aten.select.int
+_SLICE: Final = torch.ops.aten.slice.Tensor
 _STACK: Final = torch.ops.aten.stack.default
 _CAT: Final = torch.ops.aten.cat.default
 
@@ -85,14 +86,18 @@ class _Stateful(nn.Module):
 def _flatten_cache(module: fx.GraphModule) -> fx.GraphModule:
     """Rewrite caches `(B, L, 2, H, S, K)` to `(B, 2 * L, H, S, K)`: CoreML knows no sixth axis.
 
-    Stacking layers `(B, 2, ...)` along axis 1 is, flattened, concatenating them; reading layer `l`,
-    part `p` is reading row `2 * l + p`.
+    Stacking layers `(B, 2, ...)` along axis 1 is, flattened, concatenating them; reading layer `l`, part `p` is reading
+    row `2 * l + p`; positions are cut off and joined one axis earlier.
     """
     for node in list(module.graph.nodes):
-        if node.target is _STACK and node.meta["val"].dim() > MAX_RANK:
-            node.target = _CAT
-        if node.op != "placeholder" or node.meta["val"].dim() <= MAX_RANK:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim() <= MAX_RANK:
             continue
+        if node.target is _STACK:
+            node.target = _CAT
+        elif node.target in (_CAT, _SLICE):
+            axis = node.args[1] if len(node.args) > 1 else 0
+            node.update_arg(1, axis % value.dim() - (axis % value.dim() > 2))
         for layer in [user for user in node.users if user.target is _SELECT]:
             for part in [user for user in layer.users if user.target is _SELECT]:
                 with module.graph.inserting_before(part):

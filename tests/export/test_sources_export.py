@@ -110,3 +110,17 @@ def test_int8_of_every_kind_is_lowered_and_measured(kind: str, pictures: Path, t
     bundle = export_direct(name, tmp_path / "bundle", recipe=recipe, pictures=pictures)
     assert {g.precision for g in bundle.manifest.graphs} == {"fp32", "int8"}
     assert verify_bundle(bundle.root).passed
+
+
+@pytest.mark.slow
+def test_a_blip_is_converted_to_coreml_and_runs_in_the_interpreter(pictures: Path, tmp_path: Path) -> None:
+    gates = Gates(min_speedup=1e-6, require_parity=("coreml",))
+    recipe = msgspec.structs.replace(RECIPE, variants=("coreml-fp32", "coreml-fp16"), gates=gates)
+    bundle = export_direct(
+        f"hf:{models.write_blip(tmp_path / 'model')}", tmp_path / "bundle", recipe=recipe, pictures=pictures
+    )
+    parity = {(g.precision, g.role): g.parity for g in bundle.manifest.graphs if g.parity is not None}
+    assert len(parity) == 6
+    assert parity["fp32", "caption_decode"].mean == 1.0
+    assert parity["fp16", "caption_prefill"].minimum > 0.999
+    assert verify_bundle(bundle.root).passed
