@@ -1,6 +1,6 @@
 """Searches per second and recall of a store, beside usearch and FAISS used directly.
 
-Run: python -m benchmarks.search --rows 100000 --work FOLDER [--build] [--filters]
+Run: python -m benchmarks.search --rows 100000 --work FOLDER [--build] [--connectivity 32] [--filters]
 
 Vectors are 256-dimensional, drawn from 1,000 clusters with 32 directions of variation that all clusters share and
 a little noise in every dimension: neither uniform, which no embedding is, nor cleanly separated. There are two kinds of
@@ -8,7 +8,8 @@ queries, none of them stored: `alike` come from the same source, as a picture do
 two of these, outside of the clusters, as the vector of a text does. `--build` makes the store and the peers' indexes in
 FOLDER and says how long it took; it is apart because it takes long. Everything runs on one thread. Each peer searches
 with the smallest breadth that gives a recall@10 of 0.99 for these very queries; the store knows none of them. No query
-is asked twice of one way, so that nothing is answered from what was remembered. A peer without a file is left out.
+is asked twice of one way, so that nothing is answered from what was remembered. A peer without a file is left out;
+`--connectivity` gives a peer that is built a file of its own.
 """
 
 import argparse
@@ -73,8 +74,9 @@ def row_for(number: int, vector: NDArray[np.float32]) -> Row:
     )
 
 
-def build(work: Path, rows: int, what: set[str]) -> None:
+def build(work: Path, rows: int, what: set[str], connectivity: int) -> None:
     """Make the store and the peers' indexes of `what`, and print how long each took."""
+    mark = "" if connectivity == CONNECTIVITY else f".{connectivity}"
     table = clustered(rows, 1)
     if "store" in what:
         began = time.perf_counter()
@@ -83,32 +85,38 @@ def build(work: Path, rows: int, what: set[str]) -> None:
                 store.write([row_for(n, table[n]) for n in range(first, min(rows, first + BLOCK))])
             wrote = time.perf_counter()
             store.prepare()
-            print(json.dumps({"store": rows, "write_s": wrote - began, "index_s": time.perf_counter() - wrote}))
+            spent_s = time.perf_counter() - wrote
+            print(json.dumps({"store": rows, "write_s": wrote - began, "index_s": spent_s}))
     if "usearch" in what:
-        began = time.perf_counter()
-        index = _usearch()
+        began, cpu = time.perf_counter(), time.process_time()
+        index = _usearch(connectivity)
         for first in range(0, rows, BLOCK):
             keys = np.arange(first, min(rows, first + BLOCK), dtype=np.uint64)
             index.add(keys, table[first : first + BLOCK], threads=1)
-        index.save(work / f"{rows}.usearch")
-        print(json.dumps({"usearch": rows, "index_s": time.perf_counter() - began}))
+        index.save(work / f"{rows}{mark}.usearch")
+        _say_built("usearch", rows, connectivity, began, cpu)
     if "faiss" in what:
         import faiss
 
         faiss.omp_set_num_threads(1)
-        began = time.perf_counter()
-        flat: Any = faiss.IndexHNSWFlat(DIM, CONNECTIVITY, faiss.METRIC_INNER_PRODUCT)
+        began, cpu = time.perf_counter(), time.process_time()
+        flat: Any = faiss.IndexHNSWFlat(DIM, connectivity, faiss.METRIC_INNER_PRODUCT)
         flat.hnsw.efConstruction = EXPANSION_ADD
         flat.add(table)
-        faiss.write_index(flat, str(work / f"{rows}.faiss"))
-        print(json.dumps({"faiss": rows, "index_s": time.perf_counter() - began}))
+        faiss.write_index(flat, str(work / f"{rows}{mark}.faiss"))
+        _say_built("faiss", rows, connectivity, began, cpu)
 
 
-def _usearch() -> Any:
+def _say_built(name: str, rows: int, connectivity: int, began: float, cpu: float) -> None:
+    spent = {"index_s": time.perf_counter() - began, "processor_s": time.process_time() - cpu}
+    print(json.dumps({name: rows, "connectivity": connectivity, **spent}))
+
+
+def _usearch(connectivity: int) -> Any:
     import onnxruntime  # noqa: F401 -- before usearch, see pocketlens.runtime.store.graph
     from usearch.index import Index
 
-    return Index(ndim=DIM, metric="ip", dtype="f32", connectivity=CONNECTIVITY, expansion_add=EXPANSION_ADD)
+    return Index(ndim=DIM, metric="ip", dtype="f32", connectivity=connectivity, expansion_add=EXPANSION_ADD)
 
 
 def truths(table: NDArray[np.float32], queries: NDArray[np.float32], allowed: NDArray[np.bool_]) -> list[set[int]]:
@@ -131,28 +139,42 @@ Search = Callable[[NDArray[np.float32]], list[set[int]]]
 
 def peers(work: Path, rows: int) -> Iterator[tuple[str, Callable[[int], Search]]]:
     """Yield each peer's name and its search for a breadth: of several queries, as it does it itself."""
-    if (work / f"{rows}.usearch").exists():
-        index = _usearch()
-        index.load(work / f"{rows}.usearch")
-
-        def by_usearch(breadth: int) -> Search:
-            index.expansion_search = breadth
-            return lambda queries: [
-                set(row.tolist()) for row in np.atleast_2d(index.search(_one(queries), K, threads=1).keys)
-            ]
-
-        yield "usearch", by_usearch
     import faiss
 
     faiss.omp_set_num_threads(1)
-    if (work / f"{rows}.faiss").exists():
-        flat: Any = faiss.read_index(str(work / f"{rows}.faiss"))
+    for path in sorted(work.glob(f"{rows}.*usearch")):
+        yield _name("usearch", path), _by_usearch(path)
+    for path in sorted(work.glob(f"{rows}.*faiss")):
+        yield _name("FAISS-HNSW", path), _by_faiss(path)
 
-        def by_faiss(breadth: int) -> Search:
-            flat.hnsw.efSearch = breadth
-            return lambda queries: [set(row.tolist()) for row in flat.search(queries, K)[1]]
 
-        yield "FAISS-HNSW", by_faiss
+def _name(peer: str, path: Path) -> str:
+    return " ".join([peer, *path.stem.split(".")[1:]])
+
+
+def _by_usearch(path: Path) -> Callable[[int], Search]:
+    index = _usearch(CONNECTIVITY)  # the file knows its own
+    index.load(path)
+
+    def make(breadth: int) -> Search:
+        index.expansion_search = breadth
+        return lambda queries: [
+            set(row.tolist()) for row in np.atleast_2d(index.search(_one(queries), K, threads=1).keys)
+        ]
+
+    return make
+
+
+def _by_faiss(path: Path) -> Callable[[int], Search]:
+    import faiss
+
+    flat: Any = faiss.read_index(str(path))
+
+    def make(breadth: int) -> Search:
+        flat.hnsw.efSearch = breadth
+        return lambda queries: [set(row.tolist()) for row in flat.search(queries, K)[1]]
+
+    return make
 
 
 def _one(queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -241,7 +263,7 @@ def _compare_kind(
             recall, rate = statistics.mean(one for one, _ in rounds), statistics.median(rate for _, rate in rounds)
             ratio = statistics.median(mine[1] / other[1] for mine, other in zip(results["store"], rounds, strict=True))
             print(
-                f"{kind:<8}{mode:<12}{name:<12} recall {recall:.4f}  {rate:7.0f} queries/s  "
+                f"{kind:<8}{mode:<12}{name:<14} recall {recall:.4f}  {rate:7.0f} queries/s  "
                 + (f"breadth {breadths[name]:4}  store / it {ratio:.2f}" if name in breadths else "")
             )
 
@@ -262,12 +284,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--build", nargs="?", const="store,usearch,faiss", help="all three, or some by commas")
+    parser.add_argument("--connectivity", type=int, default=CONNECTIVITY, help="of the peers that are built")
     parser.add_argument("--filters", action="store_true")
     parser.add_argument("--queries", type=int, default=300, help="a round; a third as many of those between")
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     if options.build:
-        build(options.work, options.rows, set(options.build.split(",")))
+        build(options.work, options.rows, set(options.build.split(",")), options.connectivity)
     else:
         compare(options.work, options.rows, options.queries, with_filters=options.filters)
 

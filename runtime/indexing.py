@@ -178,6 +178,8 @@ def index_folder(
     gone = [path for path in known if path not in present and _is_gone(path, suffixes, closed)]
     stale = [item.path for item in store.refused(tenant=tenant) if item.path not in present]
     stale = [path for path in stale if any(_is_in(path, place) for place in places)]
+    # A folder that could not be read is no file; what it holds is looked at again.
+    stale = [path for path in stale if _is_gone(path, suffixes, closed) or not os.path.isfile(path)]
     if gone or stale or closed:
         store.write(removed=[*gone, *stale], refused=closed, tenant=tenant)
     store.prepare()

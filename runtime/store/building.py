@@ -4,7 +4,7 @@ Letters: `N` vectors, `D` the length of one.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ import msgspec
 
 from pocketlens.runtime.store import compressed, graph
 from pocketlens.runtime.store.answers import Answers
-from pocketlens.runtime.store.breadth import measured_breadths, sampled
+from pocketlens.runtime.store.breadth import is_enough, measured_breadths, sampled
 from pocketlens.runtime.store.byte_graph import ByteGraph
 from pocketlens.runtime.store.compressed import Compressed
 from pocketlens.runtime.store.entries import Vectors, stored_vectors
@@ -21,7 +21,7 @@ from pocketlens.runtime.store.graph import Graph, scale_for
 from pocketlens.runtime.store.models import Model
 from pocketlens.runtime.store.nearest import IndexHeader, Nearest, read_index
 
-__all__ = ["GRAPH_ROW_OVERHEAD_BYTES", "build_index", "extend_index", "index_kind", "load_index", "memory_bytes"]
+__all__ = ["GRAPH_ROW_OVERHEAD_BYTES", "build_index", "extend_index", "index_kinds", "load_index", "memory_bytes"]
 
 GRAPH_ROW_OVERHEAD_BYTES: Final = 180
 """Links and bookkeeping of one vector in a graph of connectivity 16, measured with usearch's `memory_usage`."""
@@ -35,15 +35,16 @@ def memory_bytes() -> int:
         return 1 << 30
 
 
-def index_kind(rows: int, dim: int, budget_bytes: int) -> str | None:
-    """Return `hnsw`, or `ivfpq` where a graph of `rows` vectors would not fit into `budget_bytes`.
+def index_kinds(rows: int, dim: int, budget_bytes: int) -> tuple[str, ...]:
+    """Return which kinds of index `rows` vectors may have, the one to try first first.
 
-    Without FAISS it stays `hnsw`, and its file is mapped instead of loaded; without both there is none.
+    `ivfpq` needs FAISS. `hnsw` comes after it, where the trial of the lists fails, if a graph fits into `budget_bytes`;
+    without FAISS it is the only one, and its file is mapped where it does not fit. Without usearch too there is none.
     """
     fits = rows * (dim + GRAPH_ROW_OVERHEAD_BYTES) <= budget_bytes
     if compressed.is_available():
-        return "hnsw" if fits else "ivfpq"
-    return "hnsw" if graph.is_available() else None
+        return ("ivfpq", "hnsw") if fits else ("ivfpq",)
+    return ("hnsw",) if graph.is_available() else ()
 
 
 def build_index(
@@ -52,27 +53,32 @@ def build_index(
     *,
     store_id: str,
     rows: int,
-    kind: str,
+    kinds: Sequence[str],
     threads: int,
     answers: Answers | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Nearest, IndexHeader]:
     """Return an index of all `rows` entries of `model`. Runs inside the caller's read transaction.
 
-    `answers`: where they are read from; by default from the store itself.
+    `kinds`: of these the first that its trial finds good enough, else the last.
+    `answers`: where the entries are read from; by default from the store itself.
     """
     source = _Source(connection, model, rows, answers)
-    index = _empty(source, kind=kind, threads=threads)
-    watermark = _fill(index, source, above=0, progress=progress)
+    for kind in kinds:
+        index = _empty(source, kind=kind, threads=threads)
+        watermark = _fill(index, source, above=0, progress=progress)
+        breadths = measured_breadths(index, source.blocks, rows)
+        if is_enough(index, breadths):
+            break
     header = IndexHeader(
         store_id=store_id,
         model=model.id,
-        kind=kind,
+        kind=index.kind,
         dim=model.dim,
         watermark=watermark,
         scale=index.scale,
         library=index.library,
-        **measured_breadths(index, source.blocks, rows),
+        **breadths,
     )
     return index, header
 
@@ -84,16 +90,21 @@ def extend_index(
     model: Model,
     *,
     rows: int,
+    kinds: Sequence[str],
     answers: Answers | None,
-) -> IndexHeader:
-    """Add the entries that `index` does not know and return its new header; see `build_index`."""
+) -> IndexHeader | None:
+    """Add the entries that `index` does not know and return its new header; see `build_index`.
+
+    `None` when it should be built anew: it was made for far fewer entries, or these are unlike those of then.
+    """
+    if isinstance(index, Compressed) and index.is_outgrown(rows):
+        return None
     source = _Source(connection, model, rows, answers)
     watermark = _fill(index, source, above=header.watermark, progress=None)
-    return msgspec.structs.replace(
-        header,
-        watermark=max(watermark, header.watermark),
-        **measured_breadths(index, source.blocks, rows),
-    )
+    breadths = measured_breadths(index, source.blocks, rows)
+    if index.kind != kinds[-1] and not is_enough(index, breadths):
+        return None
+    return msgspec.structs.replace(header, watermark=max(watermark, header.watermark), **breadths)
 
 
 def load_index(
@@ -102,12 +113,14 @@ def load_index(
     """Return the index that lies beside the store, or `None` when there is none that can be trusted."""
 
     def load(path: Path, rows: Path | None, header: IndexHeader) -> tuple[Nearest, Answers | None]:
-        answers = Answers.load(rows, model) if rows is not None else None
+        answers = None
+        if rows is not None:
+            answers = Answers.load(rows, model, populate=header.rows_bytes <= budget_bytes)
         if header.library == "faiss":
             if not compressed.is_available():
                 raise OSError("FAISS is not installed")
             if header.kind == "ivfpq":
-                return Compressed.load(path), answers
+                return Compressed.load(path, threads=threads), answers
             if header.bytes > budget_bytes:
                 raise OSError("more than fits into memory")
             return ByteGraph.load(path, dim=header.dim, scale=header.scale, threads=threads), answers
@@ -138,7 +151,7 @@ def _empty(source: _Source, *, kind: str, threads: int) -> "ByteGraph | Graph | 
     dim = source.model.dim
     if kind == "ivfpq":
         sample = sampled(source.blocks(), Compressed.training_rows(source.rows), source.rows)
-        return Compressed.trained(sample, rows=source.rows)
+        return Compressed.trained(sample, rows=source.rows, threads=threads)
     scale = scale_for(next(source.blocks()).table)
     if compressed.is_available():
         return ByteGraph(dim, scale=scale, threads=threads)

@@ -7,14 +7,14 @@ numbers. What rounding puts in the wrong order is put right by scoring the candi
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pocketlens.runtime.store.faiss_threads import faiss_threads
 
 __all__ = ["ByteGraph", "is_available"]
 
@@ -76,7 +76,7 @@ class ByteGraph:
 
     def add(self, ids: NDArray[np.int64], table: NDArray[np.float32]) -> None:
         """Add vectors; see `Nearest.add`."""
-        with _threads(self._threads):
+        with faiss_threads(self._threads):
             for first in range(0, len(ids), _CHUNK_ROWS):
                 part = slice(first, first + _CHUNK_ROWS)
                 self._index.add_with_ids(self._bytes(table[part]), np.ascontiguousarray(ids[part]))
@@ -89,7 +89,7 @@ class ByteGraph:
 
     def search_many(self, queries: NDArray[np.float32], k: int, breadth: int) -> NDArray[np.int64]:
         """Return ids `(N, k)`, -1 where there are none; see `Nearest.search_many`."""
-        with _threads(self._threads):
+        with faiss_threads(self._threads):
             return self._search(queries, k, breadth)
 
     def save(self, path: Path) -> None:
@@ -140,20 +140,6 @@ class ByteGraph:
         np.maximum(moved, np.float32(0), out=moved)
         np.minimum(moved, np.float32(_HIGHEST), out=moved)
         return moved
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let FAISS work with `count` threads, 0 for what it does anyway; the setting belongs to the whole process."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    if count:
-        faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _use_huge_pages(memory: NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens.runtime.store.answers import Answers, write_answers
-from pocketlens.runtime.store.building import build_index, extend_index, index_kind, load_index
+from pocketlens.runtime.store.building import build_index, extend_index, index_kinds, load_index
 from pocketlens.runtime.store.entries import count_entries
 from pocketlens.runtime.store.held import Held
 from pocketlens.runtime.store.models import Model
@@ -94,17 +94,18 @@ class Indexes:
     def prepare(self, serving: Callable[[], object], progress: Callable[[int, int], None] | None) -> None:
         """Build, extend or renew the index where the store's size asks for one; `serving` as in `keep_up`."""
         held, rows = self.held, count_entries(self._connection, self._model)
-        kind = index_kind(rows, self._model.dim, self._memory)
-        if rows <= self._exact_rows or kind is None:
+        kinds = index_kinds(rows, self._model.dim, self._memory)
+        if rows <= self._exact_rows or not kinds:
             return
         self.keep_up(serving)
         index, header = held.index, held.header
         stale = len(index or ()) > (1 + _STALE_SHARE) * rows
-        build = index is None or header is None or header.kind != kind or stale
-        if not build and rows - len(index or ()) < _EXTEND_ROWS:
+        if index is None or header is None or header.kind not in kinds or stale:
+            index = header = None
+        elif rows - len(index) < _EXTEND_ROWS:
             return
         rows_file, answers = None, None
-        if kind == "hnsw":
+        if "hnsw" in kinds:
             # First, because the index is built from what was read and checked for it.
             rows_file = write_rows(
                 self._path,
@@ -112,19 +113,19 @@ class Indexes:
                 lambda path: write_answers(path, self._connection, self._model, rows=rows),
             )
             answers = Answers.load(rows_file, self._model)
-        if build or index is None or header is None:
+        if index is not None and header is not None:
+            header = extend_index(index, header, self._connection, self._model, rows=rows, kinds=kinds, answers=answers)
+        if index is None or header is None:
             index, header = build_index(
                 self._connection,
                 self._model,
                 store_id=self._store_id,
                 rows=rows,
-                kind=kind,
+                kinds=kinds,
                 threads=self._threads,
                 answers=answers,
                 progress=progress,
             )
-        else:
-            header = extend_index(index, header, self._connection, self._model, rows=rows, answers=answers)
         header = write_index(self._path, index, header, rows=rows_file)
         held.use_index(index, header, answers)
         held.refresh(self._connection)

@@ -66,6 +66,8 @@ class IndexHeader(msgspec.Struct, frozen=True, kw_only=True):
         scale: a vector times this, rounded, is what the index keeps; 1 where it keeps something else.
         library: `faiss` or `usearch`.
         breadth: the breadth of a search that found 99 % of the nearest ten in a trial.
+        recall: what it found there, less its uncertainty; 0 where nobody noted it.
+        oversampling: candidates for each answer, to be scored again; 0 for what is usual with this kind.
         narrow: a breadth that found them for the queries of the trial whose tenth best score was `near_score`
             or more; `breadth` where there were too few of them.
         near_score: a cosine.
@@ -87,6 +89,8 @@ class IndexHeader(msgspec.Struct, frozen=True, kw_only=True):
     library: str
     narrow: int
     near_score: float
+    recall: float = 0.0
+    oversampling: float = 0.0
     file: str = ""
     bytes: int = 0
     sha256: str = ""

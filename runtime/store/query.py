@@ -3,6 +3,7 @@
 Letters: `D` the length of a vector, `k` answers, `M` rows that a filter allows.
 """
 
+import math
 from collections import OrderedDict
 from typing import Final
 
@@ -15,7 +16,7 @@ from pocketlens.runtime.store.breadth import ANSWERS, candidates
 from pocketlens.runtime.store.entries import Vectors, hits_of, vectors_of
 from pocketlens.runtime.store.filters import conditions
 from pocketlens.runtime.store.held import Held, scan_blocks
-from pocketlens.runtime.store.nearest import Nearest
+from pocketlens.runtime.store.nearest import IndexHeader, Nearest
 from pocketlens.runtime.store.rows import Filter, Hit
 from pocketlens.runtime.store.words import by_words, fused, with_words
 from pocketlens.runtime.store.writing import checked_vectors
@@ -132,19 +133,19 @@ class Searcher:
         return [msgspec.structs.replace(hit, fused=scores[hit.id]) for hit in best] if query.words else best
 
     def held_answer(self, query: Query) -> list[Hit] | None:
-        """Return the answers if a narrow search is enough and nothing has to be read for it, else `None`."""
+        """Return the answers if the first search is enough and nothing has to be read for it, else `None`."""
         index, header, answers = self._held.index, self._held.header, self._held.answers
         if index is None or header is None or answers is None or query.vector is None or self._held.has_more():
             return None
         plain = not query.words and not query.unlike_words and not query.skip
-        if not plain or header.narrow >= header.breadth or self._filters.get(query.filter, self) is not None:
+        if not plain or self._filters.get(query.filter, self) is not None:
             return None
-        most = candidates(index.kind, query.k)
-        places = answers.places(index.search(query.vector, most, max(header.narrow, most)))
-        if len(places) < most or places.min() < 0:
+        most = candidates(header, query.k)
+        places = answers.places(index.search(query.vector, most, self._scaled(header, header.narrow, most)))
+        if len(places) < max(query.k, ANSWERS) or places.min() < 0:
             return None
         scores = answers.table(places) @ query.vector
-        if np.partition(scores, -ANSWERS)[-ANSWERS] < header.near_score:
+        if header.narrow < header.breadth and np.partition(scores, -ANSWERS)[-ANSWERS] < header.near_score:
             return None
         return answers.held_hits(places, scores, query.k)
 
@@ -157,10 +158,10 @@ class Searcher:
         scanned = held.scan(connection, vector, k, among=among)
         if held.index is None:
             return self._hits(connection, scanned, vector, k)
-        if allowed is None and (quick := self._narrow(connection, held.index, scanned, vector, k)) is not None:
+        if allowed is None and (quick := self._first(connection, held.index, scanned, vector, k)) is not None:
             return quick
         share = 1.0 if allowed is None else len(allowed.ids) / max(held.rows, 1)
-        most = candidates(held.index.kind, k)
+        most = k if held.header is None else candidates(held.header, k)
         width = int(most / max(share, 1e-9) * (1 if allowed is None else 1.3))
         while True:
             found = held.index.search(vector, min(width, len(held.index)), self._breadth(width))
@@ -176,7 +177,7 @@ class Searcher:
                 blocks = vectors_of(connection, held.model, among.tolist())
                 return self._hits(connection, scan_blocks(blocks, vector, k), vector, k)
 
-    def _narrow(
+    def _first(
         self,
         connection: apsw.Connection,
         index: Nearest,
@@ -184,13 +185,14 @@ class Searcher:
         vector: NDArray[np.float32],
         k: int,
     ) -> list[Hit] | None:
-        """Return the answer of a narrow search; `None` where that is not enough, see `breadth`."""
-        header, answers = self._held.header, self._held.answers
-        if header is None or answers is None or header.narrow >= header.breadth:
+        """Return the answer of the first search; `None` where that is not enough, see `breadth`."""
+        header = self._held.header
+        if header is None or self._held.answers is None:
             return None
-        most = candidates(index.kind, k)
-        found = index.search(vector, most, max(header.narrow, most))
-        return self._enough(connection, found, scanned, vector, k, header.near_score)
+        most = candidates(header, k)
+        found = index.search(vector, most, self._scaled(header, header.narrow, most))
+        least = header.near_score if header.narrow < header.breadth else -np.inf
+        return self._enough(connection, found, scanned, vector, k, least)
 
     def answer_many(
         self, connection: apsw.Connection, queries: NDArray[np.float32], k: int, wanted: Filter
@@ -201,11 +203,12 @@ class Searcher:
         found: dict[int, list[Hit]] = {}
         if index is None or header is None or self._allowed(connection, wanted) is not None:
             return [self._near(connection, query, k, wanted) for query in queries]
-        most, left = candidates(index.kind, k), list(range(len(queries)))
+        most, left = candidates(header, k), list(range(len(queries)))
         steps = [(header.narrow, header.near_score), (header.breadth, -np.inf)]
         for breadth, least in steps if header.narrow < header.breadth else steps[1:]:
             late: list[int] = []
-            for number, ids in zip(left, index.search_many(queries[left], most, max(breadth, most)), strict=True):
+            width = self._scaled(header, breadth, most)
+            for number, ids in zip(left, index.search_many(queries[left], most, width), strict=True):
                 scanned = held.scan(connection, queries[number], k)
                 hits = self._enough(connection, ids[ids >= 0], scanned, queries[number], k, least)
                 if hits is None:
@@ -244,9 +247,15 @@ class Searcher:
 
     def _breadth(self, width: int) -> int:
         header = self._held.header
-        breadth = 0 if header is None else header.breadth
+        return width if header is None else self._scaled(header, header.breadth, width)
+
+    @staticmethod
+    def _scaled(header: IndexHeader, breadth: int, width: int) -> int:
+        """Return the breadth of a search for `width` candidates where `breadth` is that of one for ten answers."""
         # The breadth of a graph counts candidates, that of inverted lists counts lists.
-        return max(breadth, width) if header is not None and header.kind == "hnsw" else breadth
+        if header.kind == "hnsw":
+            return max(breadth, width)
+        return math.ceil(breadth * max(1.0, width / candidates(header, ANSWERS)))
 
     def _compared(
         self, connection: apsw.Connection, allowed: _Allowed, vector: NDArray[np.float32], k: int

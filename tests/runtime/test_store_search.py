@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from pocketlens.core.errors import StoreError
 from pocketlens.runtime import Filter, Store
-from pocketlens.runtime.store.building import index_kind
+from pocketlens.runtime.store import compressed, graph
+from pocketlens.runtime.store.building import index_kinds
 from pocketlens.runtime.store.nearest import index_folder_of
 from pocketlens.runtime.store.words import fused
 from tests.runtime.store_rows import DIM, opened, row, vectors
@@ -163,9 +164,58 @@ def test_an_index_that_cannot_be_trusted_is_not_used_and_made_again(tmp_path: Pa
     assert len(list(folder.iterdir())) == 3
 
 
-def test_the_kind_of_index_follows_size_and_memory() -> None:
-    assert index_kind(100_000, 256, 1 << 30) == "hnsw"
-    assert index_kind(100_000_000, 256, 1 << 30) == "ivfpq"
+def test_the_kinds_of_index_follow_size_memory_and_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert index_kinds(100_000, 256, 1 << 30) == ("ivfpq", "hnsw")
+    assert index_kinds(100_000_000, 256, 1 << 30) == ("ivfpq",)
+    monkeypatch.setattr(compressed, "is_available", lambda: False)
+    assert index_kinds(100_000_000, 256, 1 << 30) == ("hnsw",)
+    monkeypatch.setattr(graph, "is_available", lambda: False)
+    assert index_kinds(100_000, 256, 1 << 30) == ()
+
+
+def _clustered(count: int, seed: int, clusters: int = 100, dim: int = 32) -> NDArray[np.float32]:
+    centres = vectors(clusters, seed=7, dim=dim)
+    members = np.random.default_rng(seed).integers(0, clusters, count)
+    return _unit(centres[members] + 0.4 * vectors(count, seed=seed, dim=dim))
+
+
+def _unit(table: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(table / np.linalg.norm(table, axis=1, keepdims=True), dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_rows_in_clusters_are_kept_in_lists(tmp_path: Path, dtype: str) -> None:
+    """As many as fit into the lists of their clusters; random ones, as in the other tests, get a graph."""
+    table, queries = _clustered(9000, 1), _clustered(60, 2)
+    between = _unit(_clustered(60, 3) + _clustered(60, 4))
+    with opened(tmp_path / "s", dim=32, exact_rows=500, dtype=dtype) as store:
+        _fill(store, table[:8000])
+        store.prepare()
+        _fill(store, table[8000:], first=8000)
+        store.prepare()  # into the same lists
+        assert (store.stats().index_kind, store.stats().index_rows) == ("ivfpq", 9000)
+        stored = np.stack([store.vector(n + 1) for n in range(9000)])
+        for some in (queries, between):
+            scores = some @ stored.T
+            truth = [set(best.tolist()) for best in np.argsort(-scores, axis=1)[:, :10]]
+            found = [set(_numbers(store, query)) for query in some]
+            many = [{hit.id - 1 for hit in hits} for hits in store.search_many(some)]
+            for answers in (found, many):
+                assert np.mean([len(one & other) / 10 for one, other in zip(answers, truth, strict=True)]) >= 0.99
+        # As many answers as were asked for, however few are in the lists that ten need.
+        assert len(_numbers(store, queries[0], k=1500)) == 1500
+        store.write(removed=[store.search(queries[0], k=1)[0].path])
+        assert len(_numbers(store, queries[0], k=20)) == 20
+
+
+def test_lists_that_do_not_fit_later_rows_give_way_to_a_graph(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", dim=32, exact_rows=500) as store:
+        _fill(store, _clustered(8000, 1))
+        store.prepare()
+        assert store.stats().index_kind == "ivfpq"
+        _fill(store, vectors(4000, seed=5, dim=32), first=8000)
+        store.prepare()
+        assert (store.stats().index_kind, store.stats().index_rows) == ("hnsw", 12_000)
 
 
 def test_vectors_that_do_not_fit_into_memory_are_read_block_by_block(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Videos rendered here, whose cuts are known: found within a frame, few vectors, typed refusals."""
 
+import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -150,6 +151,34 @@ def test_an_indexed_video_is_found_with_its_times(five_scenes: Path, lens: Lens,
         hit = store.search(query.embedding, k=1)[0]
         assert (hit.path, hit.modality) == (str(folder / "five.MP4"), "video")
         assert (hit.at_ms, hit.until_ms) == (2640, 5080)  # frames 66 to 127 of 25 a second
+
+
+def test_videos_stay_when_the_extra_is_missing_later(five_scenes: Path, lens: Lens, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "five.MP4").write_bytes(five_scenes.read_bytes())
+    (folder / "other.mp4").write_bytes(five_scenes.read_bytes())
+    (folder / "broken.mov").write_bytes(b"\x00\x00\x00\x18ftypqt  " + bytes(600))
+    with Store.open(tmp_path / "store.sqlite", model_version=lens.model_version, dim=lens.dim) as store:
+        index_folder(lens, store, folder, readers=[VideoReader(lens, same_cosine=0.9999)])
+        rows, query = len(store), lens.embed_image(scene(1))
+        before = [(hit.path, hit.at_ms, hit.score) for hit in store.search(query, k=100)]
+        assert len(before) == rows >= 2
+
+        # As the command line does without PyAV: no reader.
+        for time_ns in (None, 1):
+            if time_ns is not None:
+                os.utime(folder / "five.MP4", ns=(time_ns, time_ns))
+            without = index_folder(lens, store, folder)
+            assert (without.added, without.removed) == (0, 0)
+            assert [(hit.path, hit.at_ms, hit.score) for hit in store.search(query, k=100)] == before
+            assert [item.path for item in store.refused()] == [str(folder / "broken.mov")]
+
+        (folder / "other.mp4").unlink()
+        (folder / "broken.mov").unlink()
+        assert index_folder(lens, store, folder).removed == 1
+        assert {hit.path for hit in store.search(query, k=100)} == {str(folder / "five.MP4")}
+        assert store.refused() == []
 
 
 def _turn(path: Path, matrix: tuple[int, ...]) -> None:
