@@ -18,7 +18,7 @@ from pocketlens.distill.students.blocks import Block
 from pocketlens.distill.students.image_encoder import ImageEncoder
 from pocketlens.distill.students.text_encoder import TextEncoder
 
-__all__ = ["principal_directions", "start_images", "start_texts"]
+__all__ = ["principal_directions", "ridge", "start_images", "start_texts"]
 
 _PAD: Final = 0
 _IMAGE_PENALTY: Final = 0.05
@@ -39,7 +39,7 @@ def principal_directions(sides: Sequence[Tensor], width: int) -> Tensor:
 def start_images(image: ImageEncoder, means: Tensor, targets: Tensor) -> None:
     """Set the projection so that mean feature maps `means (N, C)` give `targets (N, D)`; queries start with no say."""
     centre, level = means.mean(dim=0), targets.mean(dim=0)
-    weight = _ridge(means - centre, targets - level, _IMAGE_PENALTY)
+    weight = ridge(means - centre, targets - level, _IMAGE_PENALTY)
     image.projection.weight.zero_()
     image.projection.weight[:, : len(centre)] = weight.T
     image.projection.bias.copy_(level - centre @ weight)
@@ -56,7 +56,7 @@ def start_texts(text: TextEncoder, ids: Tensor, targets: Tensor) -> None:
     vocabulary, width = text.tokens.weight.shape
     counts = torch.zeros(len(ids), vocabulary).scatter_add_(1, ids.long(), torch.ones(ids.shape))
     counts[:, _PAD] = 0
-    bag = _ridge(counts / counts.sum(dim=1, keepdim=True), targets, _TEXT_PENALTY)
+    bag = ridge(counts / counts.sum(dim=1, keepdim=True), targets, _TEXT_PENALTY)
     left, sizes, right = torch.linalg.svd(bag, full_matrices=False)
     kept = min(width - 1, len(sizes))
     vectors = left[:, :kept] * sizes[:kept]
@@ -75,7 +75,7 @@ def start_texts(text: TextEncoder, ids: Tensor, targets: Tensor) -> None:
             layer.bias.zero_()
 
 
-def _ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
+def ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """Return `(I, O)`; `penalty` is relative to the mean of the inputs' squares."""
     gram = inputs.T @ inputs
     gram = gram + penalty * gram.diagonal().mean() * torch.eye(len(gram))

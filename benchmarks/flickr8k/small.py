@@ -25,6 +25,7 @@ from pocketlens.distill.students.student import Student
 
 __all__ = [
     "SMALL",
+    "TEXT_LAYERS",
     "Lesson",
     "Start",
     "as_maps",
@@ -33,6 +34,7 @@ __all__ = [
     "new_student",
     "small_tokenizer",
     "start_towers",
+    "teacher_directions",
 ]
 
 SMALL: Final = StudentConfig(
@@ -50,6 +52,9 @@ SMALL: Final = StudentConfig(
     decoder_layers=2,
     vocab_size=2500,
 )
+TEXT_LAYERS: Final = 3
+"""Blocks of the text tower in the end: it is deepened when it learns alone, so the captioner knows nothing of it."""
+
 Start = Literal["closed form", "inherited words", "random"]
 """What the towers start from: ridge regression, the text teacher's word vectors, or nothing."""
 
@@ -110,11 +115,18 @@ def new_student(tokenizer: Tokenizer, weights: Path, *, config: StudentConfig = 
     return student
 
 
+def teacher_directions(lesson: Lesson, width: int) -> Tensor:
+    """Return the teacher's `width` principal directions `(T, width)`: the student's space in the teacher's."""
+    texts = torch.from_numpy(lesson.teacher_texts.astype(np.float32))
+    images = torch.from_numpy(lesson.teacher_images.astype(np.float32)).flatten(0, 1)
+    return principal_directions((images, texts), width)
+
+
 def start_towers(student: Student, tokenizer: Tokenizer, vocabulary: Path, lesson: Lesson, start: Start) -> Tensor:
     """Set the heads and the text tower to their `start`; return the teacher's principal directions `(T, D)`."""
     texts = torch.from_numpy(lesson.teacher_texts.astype(np.float32))
     images = torch.from_numpy(lesson.teacher_images.astype(np.float32)).flatten(0, 1)
-    directions = principal_directions((images, texts), student.config.embed_dim)
+    directions = teacher_directions(lesson, student.config.embed_dim)
     if start == "closed form":
         means = torch.cat([torch.from_numpy(view.mean(axis=1, dtype=np.float32)) for view in lesson.maps])
         start_images(student.image_encoder, means, images @ directions)

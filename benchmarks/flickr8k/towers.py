@@ -19,7 +19,7 @@ from pocketlens.distill import losses
 from pocketlens.distill.students.blocks import Block
 from pocketlens.distill.students.student import Student
 
-__all__ = ["train_towers"]
+__all__ = ["dropped_words", "train_towers"]
 
 _MAX_SCALE: Final = math.log(100)
 _PAD, _UNKNOWN = 0, 3
@@ -68,7 +68,7 @@ def train_towers(
             pictures, view = rows // 5, rng.integers(training.views, size=len(rows))
             maps = dropout(torch.from_numpy(lesson.maps[view, pictures].astype(np.float32)))
             images, _ = image.heads(as_maps(maps))
-            texts = text(_dropped_words(ids[rows], training, rng))
+            texts = text(dropped_words(ids[rows], training, rng))
             terms = _terms(
                 images,
                 texts,
@@ -112,7 +112,8 @@ def _terms(
     return terms
 
 
-def _dropped_words(ids: NDArray[np.int32], training: StudentTraining, rng: np.random.Generator) -> Tensor:
+def dropped_words(ids: NDArray[np.int32], training: StudentTraining, rng: np.random.Generator) -> Tensor:
+    """Return `ids (B, L)` as short as they are, with some of their words unknown."""
     longest = min(training.tokens, int((ids != _PAD).sum(axis=1).max()))
     rows = ids[:, :longest].copy()
     rows[(rng.random(rows.shape) < training.word_dropout) & (rows > _UNKNOWN)] = _UNKNOWN
