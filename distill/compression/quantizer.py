@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import fx
@@ -10,6 +10,10 @@ from torch import fx
 from pocketlens.core.bundle import Role
 
 __all__ = ["static_quantizer"]
+
+_CLIPS: Final = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
+_CLIPPED: Final = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
+"""XNNPACK computes these together with the clip behind them."""
 
 
 def static_quantizer(
@@ -32,7 +36,25 @@ def static_quantizer(
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY, QuantizationAnnotation
+
+    class ClippedRanges(XNNPACKQuantizer):  # type: ignore[misc] # the base class has no types
+        """Takes the range of a convolution behind its ReLU6: what is clipped away must not cost steps.
+
+        The base class knows ReLU alone and makes convolution and clip share the range before the clip.
+        """
+
+        def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+            annotated: fx.GraphModule = super().annotate(model)
+            for clip in annotated.graph.nodes:
+                before = clip.args[0] if clip.target in _CLIPS else None
+                if before is None or before.target not in _CLIPPED or len(before.users) > 1:
+                    continue
+                own = before.meta.get(Q_ANNOTATION_KEY)
+                if own is not None and own.output_qspec is not None:
+                    clip.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=own.output_qspec, _annotated=True)
+                    own.output_qspec = None
+            return annotated
 
     class FloatLogits(XNNPACKQuantizer):  # type: ignore[misc] # the base class has no types
         """Leaves the layer that gives the logits in float: in int8 it alone changes most greedy captions."""
@@ -49,7 +71,7 @@ def static_quantizer(
     if trained:
         config = _as_converted(config)
     if role == "image_encoder":
-        quantizer = XNNPACKQuantizer().set_global(config)
+        quantizer = ClippedRanges().set_global(config)
     else:
         # Only the matrix products. The sum of scores and a mask of -1e4 would get steps of 39 in 8 bits, which
         # wipes the scores out (a trained text tower: cosine 0.56).

@@ -9,6 +9,7 @@ import onnx
 
 from pocketlens.core.errors import DataError, ExportError
 from pocketlens.export.quiet import quiet
+from pocketlens.export.sensitivity.biases import bias_shifts, shift_biases
 from pocketlens.export.sensitivity.layers import Layer, find_layers
 from pocketlens.export.sensitivity.settings import Settings
 
@@ -62,6 +63,8 @@ class StaticQuantizer:
             self.model: onnx.ModelProto = load_model_with_shape_infer(copy)
             self.layers: tuple[Layer, ...] = find_layers(self.model, settings)
             self._ranges = _calibrate(copy, feeds, settings)
+        everything = {name for layer in self.layers for name in layer.nodes}
+        self._shifts = bias_shifts(self.model, feeds, everything, settings) if settings.bias_correction else {}
 
     def quantized(self, float_layers: Iterable[Layer] = ()) -> onnx.ModelProto:
         """Return the int8 graph in which `float_layers` stay in float; the float graph if those are all."""
@@ -79,6 +82,7 @@ class StaticQuantizer:
         model.CopyFrom(self.model)
         if not nodes:
             return model
+        shift_biases(model, self._shifts, nodes)
         settings = self.settings
         options: dict[str, Any] = {
             "MatMulConstBOnly": settings.constant_products_only,

@@ -28,6 +28,7 @@ class Settings:
         calibration: `minmax` takes the extremes; `percentile` cuts them; `entropy` minimises the
             Kullback-Leibler divergence of the histogram.
         percentile: for `percentile`, the share of values inside the range, in percent.
+        bias_correction: take off the biases of convolutions what rounding their weights adds to their mean output.
         overrides: ranges or scales by tensor name, in the form of ONNX Runtime's `TensorQuantOverrides`.
 
     Raises:
@@ -43,6 +44,7 @@ class Settings:
     symmetric: bool = False
     calibration: Calibration = "minmax"
     percentile: float = 99.99
+    bias_correction: bool = False
     overrides: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Static int8 for XNNPACK through PT2E: symmetric, per channel for weights.
 
-Ranges of activations come from calibration, or from the student where it was trained for int8.
+Ranges of activations come from calibration, or from the student where it was trained for int8. After calibration the
+biases of convolutions are corrected (`pocketlens.export.bias_correction`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
 from pocketlens.export.sensitivity.carry_over import keep_quantized
 from pocketlens.export.sensitivity.layers import Layer
+from pocketlens.export.targets.executorch_biases import correct_biases
 from pocketlens.export.targets.executorch_program import captured, write_program
 
 __all__ = ["quantize_pt2e", "write_mixed_program"]
@@ -48,10 +50,13 @@ def quantize_pt2e(
 
     quantizer = static_quantizer(graph.role, [spec.name for spec in graph.outputs], keep=keep)
     prepared = prepare_pt2e(module, quantizer)
-    for feed in feeds:
-        prepared(*(torch.from_numpy(feed[spec.name].copy()) for spec in graph.inputs))
+    inputs = [tuple(torch.from_numpy(feed[spec.name].copy()) for spec in graph.inputs) for feed in feeds]
+    for one in inputs:
+        prepared(*one)
     if graph.ranges:
-        _hand_over(prepared, graph)
+        _hand_over(prepared, graph)  # trained with the rounding: nothing to correct
+    elif graph.role == "image_encoder":
+        correct_biases(prepared, inputs)
     converted: fx.GraphModule = convert_pt2e(prepared)
     return converted
 

@@ -18,7 +18,6 @@ from onnx import helper, numpy_helper
 from pocketlens.core.bundle import Role
 from pocketlens.core.errors import ExportError
 from pocketlens.export.graphs import Graph
-from pocketlens.export.quiet import quiet
 from pocketlens.export.reference import Feed
 from pocketlens.export.sensitivity.layers import Layer
 from pocketlens.export.sensitivity.quantizer import StaticQuantizer
@@ -33,9 +32,10 @@ _LEVELS: Final = 255
 
 # What is worth quantizing. Softmax, GELU and the norms stay in float: they are cheap, and quantizing
 # additions and multiplications around them brought the text embedding down to cosine 0.25 (from
-# 0.9999). Residual additions of the image tower are in: each would cost a pair of conversions.
+# 0.9999). Residual additions of the image tower are in: each would cost a pair of conversions. So are
+# clips (ReLU6): what is clipped away must not count in the range of the convolution before.
 OPERATORS: Final[dict[Role, tuple[str, ...]]] = {
-    "image_encoder": ("Conv", "Add", "Relu", "Gemm", "MatMul"),
+    "image_encoder": ("Conv", "Add", "Relu", "Clip", "Gemm", "MatMul"),
     "text_encoder": ("MatMul", "Gemm", "Gather"),
     "caption_prefill": ("MatMul", "Gemm"),
     "caption_decode": ("MatMul", "Gemm", "Gather"),
@@ -53,37 +53,10 @@ def quantize_static_int8(graph: Graph, source: Path, feeds: Sequence[Feed], path
         path: the file to write.
 
     Raises:
-        ExportError: an image encoder that does not begin with its normalisation.
+        DataError: no feeds.
+        ExportError: an image encoder that does not begin with its normalisation, or nothing to quantize.
     """
-    # Imported here: onnxruntime.quantization costs half a second.
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    # Attention's products of two activations stay in float: they gain no speed and lose accuracy.
-    options: dict[str, object] = {"MatMulConstBOnly": True}
-    overrides = _prepare(graph.role, source)
-    if overrides:
-        options["TensorQuantOverrides"] = overrides
-    with quiet():
-        quantize_static(
-            source,
-            path,
-            CalibrationFeeds(feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS[graph.role]),
-            nodes_to_exclude=kept_in_float(onnx.load(source).graph),
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options=options,
-        )
-    _finish(path, pixels_as_they_are=graph.role == "image_encoder")
+    write_mixed_int8(graph.role, static_quantizer(graph.role, source, feeds), (), path)
 
 
 def static_quantizer(role: Role, source: Path, feeds: Sequence[Feed]) -> StaticQuantizer:
@@ -99,8 +72,11 @@ def static_quantizer(role: Role, source: Path, feeds: Sequence[Feed]) -> StaticQ
         ExportError: an image encoder that does not begin with its normalisation, or nothing to quantize.
     """
     overrides = _prepare(role, source)
-    kept = frozenset(kept_in_float(onnx.load(source).graph))
-    return StaticQuantizer(source, feeds, Settings(operators=OPERATORS[role], float_nodes=kept, overrides=overrides))
+    kept = frozenset(_left_alone(onnx.load(source).graph))
+    settings = Settings(
+        operators=OPERATORS[role], float_nodes=kept, overrides=overrides, bias_correction=role == "image_encoder"
+    )
+    return StaticQuantizer(source, feeds, settings)
 
 
 def write_mixed_int8(role: Role, quantizer: StaticQuantizer, float_layers: Iterable[Layer], path: Path) -> None:
@@ -145,6 +121,25 @@ def _finish(path: Path, *, pixels_as_they_are: bool) -> None:
 def _pixels_as_they_are(zero_point: int) -> dict[str, list[dict[str, Any]]]:
     """Return the scale of the centred pixels: each level is its own step."""
     return {_CENTRED: [{"scale": np.array(1, np.float32), "zero_point": np.array(zero_point, np.uint8)}]}
+
+
+def _left_alone(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the nodes that are not quantized: `kept_in_float`, and clips that 8 bits cannot stand for.
+
+    The quantizer takes a clip out and lets the ends of the range clip, which is the same only if the range may
+    hold 0, as every range in 8 bits does.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+
+    def holds_zero(node: onnx.NodeProto) -> bool:
+        bounds = [*node.input[1:], "", ""][:2]
+        if any(name and name not in constants for name in bounds):
+            return False
+        low, high = (float(numpy_helper.to_array(constants[name])) if name else 0.0 for name in bounds)
+        return low <= 0.0 <= high
+
+    clips = [node for node in graph.node if node.op_type == "Clip"]
+    return [*kept_in_float(graph), *(node.name for node in clips if not holds_zero(node))]
 
 
 class CalibrationFeeds:
@@ -213,7 +208,7 @@ def _fold_normalisation(path: Path) -> int:
     for node in graph.node:
         if node.output[0] not in gone:
             nodes += [node, centre] if node.output[0] == turn.output[0] else [node]
-    unused = {multiply.input[1], add.input[1]}
+    unused = {multiply.input[1], add.input[1]} - {name for node in nodes for name in node.input}
     kept = [tensor for name, tensor in constants.items() if name not in unused]
     replace_graph(graph, nodes, [*kept, numpy_helper.from_array(np.array(zero, np.float32), "pixels_zero")])
     onnx.save(model, path)
