@@ -30,6 +30,9 @@ from pocketlens.export.targets.coreml_forms import MAX_RANK, Form, captured
 __all__ = ["RECIPES", "CoremlRecipe", "CoremlTarget", "coreml_recipe"]
 
 _ALIAS: Final = torch.ops.aten.alias.default
+_FILLED: Final = torch.ops.aten.full_like.default
+_WHERE_NUMBER: Final = {torch.ops.aten.where.ScalarSelf: 1, torch.ops.aten.where.ScalarOther: 2}
+"""The argument that is a number."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def _convert(form: Form, recipe: CoremlRecipe, names: Sequence[str]) -> Any:
         shape = tuple(form.example[0].shape)
         extra["inputs"] = [ct.ImageType(name=form.picture, shape=shape, color_layout=ct.colorlayout.RGB)]
     return ct.convert(
-        _without_aliases(torch.export.export(form.module, form.example).run_decompositions({})),
+        _in_known_operators(torch.export.export(form.module, form.example).run_decompositions({})),
         # Every result of ours is float32, also where half precision computes it.
         outputs=[ct.TensorType(name=name, dtype=np.float32) for name in names],
         convert_to="mlprogram",
@@ -203,17 +206,25 @@ def _convert(form: Form, recipe: CoremlRecipe, names: Sequence[str]) -> Any:
     )
 
 
-def _without_aliases(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Take out `alias`, which is its input by another name and which coremltools 9.0 does not know.
+def _in_known_operators(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Say in others what coremltools 9.0 does not know: masks of transformers' SigLIP have both.
 
-    Masks of transformers' SigLIP have some.
+    `alias` is its input by another name; `where` with a number is `where` with a tensor of that number.
     """
     graph = program.graph_module.graph
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         if node.target is _ALIAS:
             # A result keeps its own name: the program's signature knows it by that.
             for user in [user for user in node.users if user.op != "output"]:
                 user.replace_input_with(node, node.args[0])
             if not node.users:
                 graph.erase_node(node)
+        elif node.target in _WHERE_NUMBER:
+            number = _WHERE_NUMBER[node.target]
+            tensor = node.args[3 - number]
+            with graph.inserting_before(node):
+                filled = graph.call_function(_FILLED, (tensor, node.args[number]))
+                filled.meta["val"] = torch.full_like(tensor.meta["val"], node.args[number])
+            node.target = torch.ops.aten.where.self
+            node.update_arg(number, filled)
     return program

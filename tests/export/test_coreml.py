@@ -406,7 +406,7 @@ def _balanced(source: str) -> bool:
     return not stack
 
 
-def test_a_second_name_of_a_value_is_taken_out(
+def test_operators_that_the_converter_does_not_know_are_said_in_others(
     graphs: dict[str, Graph], feeds: dict[str, list[Feed]], manifest: Manifest, tmp_path: Path
 ) -> None:
     class Named(torch.nn.Module):
@@ -415,7 +415,10 @@ def test_a_second_name_of_a_value_is_taken_out(
             self.tokens = torch.nn.Embedding(512, 128)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return unit_norm(torch.ops.aten.alias.default(self.tokens(ids)).mean(dim=1))
+            x = torch.ops.aten.alias.default(self.tokens(ids))
+            seen = torch.ops.aten.where.ScalarOther(ids[..., None] > 0, x, 0.5)
+            unseen = torch.ops.aten.where.ScalarSelf(ids[..., None] > 0, 0.25, x)
+            return unit_norm((seen + 0.5 * unseen).mean(dim=1))
 
     torch.manual_seed(0)
     source = graphs["text_encoder"]

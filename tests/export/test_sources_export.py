@@ -113,6 +113,17 @@ def test_int8_of_every_kind_is_lowered_and_measured(kind: str, pictures: Path, t
 
 
 @pytest.mark.slow
+def test_a_siglip_is_converted_to_coreml_and_runs_in_the_interpreter(pictures: Path, tmp_path: Path) -> None:
+    gates = Gates(min_speedup=1e-6, require_parity=("coreml",))
+    recipe = msgspec.structs.replace(RECIPE, variants=("coreml-fp32", "coreml-fp16"), gates=gates)
+    source = f"hf:{models.write_siglip(tmp_path / 'model')}"
+    bundle = export_direct(source, tmp_path / "bundle", recipe=recipe, pictures=pictures)
+    parity = {(g.precision, g.role): g.parity for g in bundle.manifest.graphs if g.parity is not None}
+    assert len(parity) == 4
+    assert min(figure.minimum for figure in parity.values()) > 0.999
+
+
+@pytest.mark.slow
 def test_a_blip_is_converted_to_coreml_and_runs_in_the_interpreter(pictures: Path, tmp_path: Path) -> None:
     gates = Gates(min_speedup=1e-6, require_parity=("coreml",))
     recipe = msgspec.structs.replace(RECIPE, variants=("coreml-fp32", "coreml-fp16"), gates=gates)
