@@ -126,24 +126,19 @@ def _longer(bench: Bench, plan: Plan, folder: Path) -> None:
 def _pruned(choose: Callable[[Plan], tuple[tuple[float, float], float]]) -> Callable[[Bench, Plan, Path], None]:
     def make(bench: Bench, plan: Plan, folder: Path) -> None:
         (channels, units), rate = choose(plan)
-        train_pruned(
-            bench.recipe,
-            PruningRecipe(steps=plan.steps, channels=channels, units=units, learning_rate=rate),
-            bench.data,
-            bench.tokenizer,
-            bench.whole,
-            teacher_dim=bench.dim,
-            run=folder,
-            heads=training_heads(bench.run),
-            progress=_told,
-        )
+        settings = PruningRecipe(steps=plan.steps, channels=channels, units=units, learning_rate=rate)
+        _relearn(train_pruned, bench, msgspec.structs.replace(bench.recipe, pruning=settings), folder)
 
     return make
 
 
 def _quantized(bench: Bench, plan: Plan, folder: Path) -> None:
     recipe = msgspec.structs.replace(bench.recipe, qat=QatRecipe(steps=plan.qat_steps, learning_rate=2e-4))
-    train_quantized(
+    _relearn(train_quantized, bench, recipe, folder)
+
+
+def _relearn(train: Callable[..., Student], bench: Bench, recipe: Recipe, folder: Path) -> None:
+    train(
         recipe,
         bench.data,
         bench.tokenizer,

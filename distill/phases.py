@@ -67,20 +67,8 @@ def run_phases(recipe: Recipe, student: Student, setting: Setting) -> Student:
         from pocketlens.distill.compression.pruning import train_pruned
 
         plan = msgspec.structs.replace(plan, pruning=recipe.pruning)
-        with _phase(setting, "pruned") as (folder, progress):
-            student = train_pruned(
-                plan,
-                recipe.pruning,
-                setting.data,
-                setting.tokenizer,
-                student,
-                teacher_dim=setting.teacher_dim,
-                run=folder,
-                heads=training_heads(heads_from),
-                validation=setting.validation,
-                progress=progress,
-            )
-        heads_from = folder
+        student = _relearnt(train_pruned, "pruned", plan, student, setting, heads_from)
+        heads_from = setting.run / "pruned"
     if recipe.self_critical.steps:
         from pocketlens.distill.self_critical import train_self_critical
 
@@ -91,23 +79,30 @@ def run_phases(recipe: Recipe, student: Student, setting: Setting) -> Student:
         from pocketlens.distill.compression.qat import train_quantized
 
         plan = msgspec.structs.replace(plan, qat=recipe.qat)
-        with _phase(setting, "quantized") as (folder, progress):
-            student = train_quantized(
-                plan,
-                setting.data,
-                setting.tokenizer,
-                student,
-                teacher_dim=setting.teacher_dim,
-                run=folder,
-                heads=training_heads(heads_from),
-                validation=setting.validation,
-                progress=progress,
-            )
+        student = _relearnt(train_quantized, "quantized", plan, student, setting, heads_from)
     if place().leads:
         save_student(setting.run, student)
         write_recipe(setting.run / "recipe.toml", recipe)
     barrier()
     return student
+
+
+def _relearnt(
+    train: Callable[..., Student], name: str, plan: Recipe, student: Student, setting: Setting, heads_from: Path
+) -> Student:
+    """Take `student` through a phase that learns all losses again, and so needs the heads of the training before."""
+    with _phase(setting, name) as (folder, progress):
+        return train(
+            plan,
+            setting.data,
+            setting.tokenizer,
+            student,
+            teacher_dim=setting.teacher_dim,
+            run=folder,
+            heads=training_heads(heads_from),
+            validation=setting.validation,
+            progress=progress,
+        )
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from pocketlens.distill.batches import TrainingSet
 from pocketlens.distill.compression.cutting import cut
 from pocketlens.distill.objective import Objective
 from pocketlens.distill.recipe import Recipe
-from pocketlens.distill.recipe_phases import PruningRecipe
 from pocketlens.distill.students.student import Student
 from pocketlens.distill.train import Progress, train
 from pocketlens.distill.validation import Validation
@@ -34,7 +33,6 @@ _FORGETS: Final = 8.0  # the average keeps exp(-8) of the student that was just 
 
 def train_pruned(
     recipe: Recipe,
-    settings: PruningRecipe,
     data: TrainingSet,
     tokenizer: Tokenizer,
     student: Student,
@@ -45,13 +43,12 @@ def train_pruned(
     validation: Validation | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Student:
-    """Cut `student` as `settings` say, train what is left, and return what became of it.
+    """Cut `student` as `recipe.pruning` says, train what is left, and return what became of it.
 
     The folder gets what `train` writes.
 
     Args:
         recipe: the whole recipe.
-        settings: of this phase.
         data: what to learn from.
         tokenizer: the student's.
         student: in eval mode; it is not changed.
@@ -66,11 +63,9 @@ def train_pruned(
         TrainingError: see `train`.
         StorageFull: the disk is full; the last good checkpoint is kept.
     """
-    narrow = cut_by_loss(
-        recipe, settings, data, student, teacher_dim=teacher_dim, heads=heads or {}, pad_id=tokenizer.pad_id
-    )
+    narrow = cut_by_loss(recipe, data, student, teacher_dim=teacher_dim, heads=heads or {}, pad_id=tokenizer.pad_id)
     return train(
-        _phase(recipe, settings),
+        _phase(recipe),
         data,
         tokenizer,
         teacher_dim=teacher_dim,
@@ -84,7 +79,6 @@ def train_pruned(
 
 def cut_by_loss(
     recipe: Recipe,
-    settings: PruningRecipe,
     data: TrainingSet,
     student: Student,
     *,
@@ -92,13 +86,12 @@ def cut_by_loss(
     heads: Mapping[str, Tensor],
     pad_id: int,
 ) -> Student:
-    """Return `student` cut as `settings` say, with gradients of the recipe's own losses where they are asked for.
+    """Return `student` cut as `recipe.pruning` says, with gradients of the recipe's losses where they are asked for.
 
     A weight's gradient is the mean of its size over batches: at the end of a training gradients cancel each other.
 
     Args:
         recipe: the whole recipe.
-        settings: of this phase.
         data: what the gradients are seen on.
         student: in eval mode; it is not changed.
         teacher_dim: width of the teacher's embeddings.
@@ -108,7 +101,7 @@ def cut_by_loss(
     Raises:
         RecipeError: the backbone cannot be cut.
     """
-    learner = copy.deepcopy(student).eval().requires_grad_()
+    settings, learner = recipe.pruning, copy.deepcopy(student).eval().requires_grad_()
     learner.ranges = {}
     if settings.importance == "taylor":
         torch.manual_seed(recipe.seed)  # of heads that are not given
@@ -129,8 +122,9 @@ def cut_by_loss(
     return cut(learner, channels=settings.channels, units=settings.units, importance=settings.importance)
 
 
-def _phase(recipe: Recipe, settings: PruningRecipe) -> Recipe:
+def _phase(recipe: Recipe) -> Recipe:
     """Return the recipe with the steps and the rate of this phase, and an average that is done with the cut by then."""
+    settings = recipe.pruning
     changed = msgspec.structs.replace(
         recipe.train,
         steps=settings.steps,

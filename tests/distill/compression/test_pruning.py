@@ -13,7 +13,7 @@ from pocketlens.core.errors import DataError, RecipeError
 from pocketlens.distill.compression.cutting import MULTIPLE, cut
 from pocketlens.distill.compression.pruning import cut_by_loss, train_pruned
 from pocketlens.distill.compression.quantized_student import QuantizedStudent
-from pocketlens.distill.recipe_phases import PruningRecipe
+from pocketlens.distill.recipe import PruningRecipe, Recipe
 from pocketlens.distill.students.blocks import Block
 from pocketlens.distill.students.config import StudentConfig, Width
 from pocketlens.distill.students.inheritance import inherit
@@ -26,6 +26,10 @@ from pocketlens.runtime import load
 from tests.distill.compression.tiny_run import CONFIG, DIM, TinyRun
 
 SETTINGS = PruningRecipe(steps=4, channels=0.4, units=0.5, learning_rate=1e-3)
+
+
+def _recipe(tiny: TinyRun, settings: PruningRecipe = SETTINGS) -> Recipe:
+    return msgspec.structs.replace(tiny.recipe(4), pruning=settings)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def narrow(student: Student) -> Student:
 @pytest.fixture(scope="module")
 def trained(tiny: TinyRun, student: Student) -> Student:
     folder = tiny.root / "pruned"
-    result = train_pruned(tiny.recipe(4), SETTINGS, tiny.data, tiny.tokenizer, student, teacher_dim=DIM, run=folder)
+    result = train_pruned(_recipe(tiny), tiny.data, tiny.tokenizer, student, teacher_dim=DIM, run=folder)
     (folder / "tokenizer.json").write_bytes((tiny.root / "tokenizer.json").read_bytes())
     return result
 
@@ -115,7 +119,7 @@ def test_taylor_keeps_what_the_loss_needs(tiny: TinyRun, student: Student) -> No
     for importance in ("taylor", "magnitude"):
         plan = msgspec.structs.replace(settings, importance=importance)
         less = cut_by_loss(
-            tiny.recipe(4), plan, tiny.data, loud, teacher_dim=DIM, heads={}, pad_id=tiny.tokenizer.pad_id
+            _recipe(tiny, plan), tiny.data, loud, teacher_dim=DIM, heads={}, pad_id=tiny.tokenizer.pad_id
         )
         kept = less.text_encoder.blocks[0].feed[0].weight  # type: ignore[union-attr,index]
         found[importance] = int((kept.abs().amax(dim=1) > 1.5).sum())
@@ -238,7 +242,7 @@ def test_a_killed_run_ends_with_the_same_student(tiny: TinyRun, student: Student
         if at.step == 3:  # behind the checkpoint of step 2
             raise Killed
 
-    arguments = (tiny.recipe(4), SETTINGS, tiny.data, tiny.tokenizer, student)
+    arguments = (_recipe(tiny), tiny.data, tiny.tokenizer, student)
     with pytest.raises(Killed):
         train_pruned(*arguments, teacher_dim=DIM, run=tiny.root / "killed", progress=kill)
     again = train_pruned(*arguments, teacher_dim=DIM, run=tiny.root / "killed")
