@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := core distill export runtime cloud_fallback telemetry src/pocketlens/*.py src/pocketlens/commands src/pocketlens/demo tests benchmarks
+CODE := core distill export runtime cloud_fallback telemetry src/pocketlens/*.py src/pocketlens/commands src/pocketlens/demo tests benchmarks hatch_build.py
 DEMO_OUT ?= build/demo
 JOBS ?= 2  # processes that share the tests, each on one thread
 
 .PHONY: demo demo-quick demo-full test test-slow check format wheel test-wheel test-aarch64 bench clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard core/c/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all]" --group dev
@@ -50,7 +50,9 @@ test-wheel: wheel demo-quick
 	PYTHON=$(PYTHON) bash tests/wheel.sh dist $(DEMO_OUT)-quick
 
 # The wheel on emulated aarch64; needs Debian, qemu-user-static and the package index.
-test-aarch64: wheel demo-quick
+test-aarch64: $(STAMP) demo-quick
+	rm -rf dist
+	POCKETLENS_COMPILED=no $(BIN)/python -m build --wheel --outdir dist  # pure: for any processor
 	PYTHON=$(PYTHON) bash tests/aarch64.sh dist $(DEMO_OUT)-quick/bundle
 
 bench: $(STAMP)

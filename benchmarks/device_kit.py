@@ -25,7 +25,7 @@ from PIL import Image
 
 from pocketlens.core.preprocess import PreprocessSpec, fit_pixels, place
 
-HEADERS: Final = Path(__file__).parents[1] / "export" / "device_kit" / "c"
+HEADERS: Final = Path(__file__).parents[1] / "core" / "c"
 SIDES_PX: Final = (4000, 3000)
 FITS: Final = ("crop", "squash", "pad")
 FILTERS: Final = ("bicubic", "bilinear")

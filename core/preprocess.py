@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pocketlens.core.compiled import fit_compiled
 from pocketlens.core.decode import Picture, check_pixels, decode, upright_image
 from pocketlens.core.picture_gate import refusal
 from pocketlens.core.picture_source import name_of, read_bytes
@@ -105,16 +106,22 @@ def preprocess(source: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
 def fit_pixels(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Return `pixels`, uint8 (H, W, 3), placed and resized to uint8 (height_px, width_px, 3).
 
-    Uses Pillow's resampler. `fit_pixels_exact` gives the same bits.
+    Uses the compiled resampler where there is one, Pillow's otherwise. `fit_pixels_exact` gives the same bits.
 
     Raises:
         PictureError: of kind `unknown_type` (not uint8) or `bad_shape`.
     """
     check_pixels(pixels)
-    return _fit(Image.fromarray(pixels), spec)
+    compiled = fit_compiled(pixels, spec)
+    return _fit_with_pillow(Image.fromarray(pixels), spec) if compiled is None else compiled
 
 
 def _fit(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    compiled = fit_compiled(image, spec)
+    return _fit_with_pillow(image, spec) if compiled is None else compiled
+
+
+def _fit_with_pillow(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
     placement = place(image.height, image.width, spec)
     top, left = max(placement.top, 0), max(placement.left, 0)
     rows, columns = min(placement.rows, spec.height_px), min(placement.columns, spec.width_px)

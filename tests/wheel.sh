@@ -17,6 +17,8 @@ for heavy in ("torch", "torchvision", "transformers", "executorch"):
 import pocketlens
 site = pathlib.Path(sysconfig.get_paths()["purelib"])
 assert site in pathlib.Path(pocketlens.__file__).parents, pocketlens.__file__
+from pocketlens.core.compiled import COMPILED
+assert COMPILED, "the wheel was built without a C compiler, and so without pocketlens.core._preprocess"
 size = sum(f.stat().st_size for f in site.rglob("*") if f.is_file())
 tools = sum(f.stat().st_size for name in ("pip", "setuptools") for f in site.glob(f"{name}*/**/*") if f.is_file())
 megabytes = (size - tools) / 1e6

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import pocketlens.core
 from pocketlens.core.bundle import CaptionSpec, TokenizerSpec
 from pocketlens.core.errors import storage_errors
 from pocketlens.core.preprocess import PreprocessSpec
@@ -18,8 +19,9 @@ __all__ = ["DEVICE_KIT_FOLDER", "write_device_kit"]
 DEVICE_KIT_FOLDER: Final = "device_kit"
 """Name of the kit's folder in a bundle."""
 
-_C_SOURCES: Final = Path(__file__).parent / "c"
-_USAGE: Final = Path(__file__).parent / "usage"
+_FOLDERS: Final = tuple(Path(__file__).parent / name for name in ("c", "usage"))
+_PREPROCESSING: Final = Path(pocketlens.core.__file__).parent / "c" / "pocketlens_preprocess.h"
+"""Core's: the same header is compiled into the Python package."""
 
 
 def write_device_kit(
@@ -74,9 +76,10 @@ def write_device_kit(
     }
     kit = folder / DEVICE_KIT_FOLDER
     with storage_errors(kit):
-        for source in (_C_SOURCES, _USAGE):
+        for source in _FOLDERS:
             # No metadata: whoever copies a bundle gets plain files with the permissions of the day.
             shutil.copytree(source, kit, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copyfile(_PREPROCESSING, kit / _PREPROCESSING.name)
         for file, text in written.items():
             (kit / file).write_text(text, encoding="utf-8")
         (kit / "tokenizer.bin").write_bytes(flat)

@@ -1,7 +1,8 @@
 """The preprocessing spec, where a picture is placed, and the two ways to fit it."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,25 +114,41 @@ def test_crops_cover_and_pads_fit_the_target(height: int, width: int, spec: Prep
         assert (*over, top, left) == (0, 0, 0, 0)
 
 
+@contextmanager
+def by_pillow() -> Iterator[None]:
+    """Resize as an installation without the extension module does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketlens.core.preprocess.fit_compiled", lambda source, spec: None)
+        yield
+
+
 @settings(max_examples=250, deadline=None, derandomize=True)
 @given(st.integers(1, 90), st.integers(1, 90), specs, st.integers(0, 99))
-def test_both_ways_to_fit_give_the_same_bits(height: int, width: int, spec: PreprocessSpec, seed: int) -> None:
+def test_every_way_to_fit_gives_the_same_bits(height: int, width: int, spec: PreprocessSpec, seed: int) -> None:
     pixels = noise(height, width, seed)
-    fitted = fit_pixels(pixels, spec)
-    np.testing.assert_array_equal(fitted, fit_pixels_exact(pixels, spec))
-    assert fitted.shape == (spec.height_px, spec.width_px, 3)
-    assert fitted.dtype == np.uint8
+    exact = fit_pixels_exact(pixels, spec)
+    for way in (nullcontext, by_pillow):
+        with way():
+            fitted = fit_pixels(pixels, spec)
+        np.testing.assert_array_equal(fitted, exact)
+        assert fitted.shape == (spec.height_px, spec.width_px, 3)
+        assert fitted.dtype == np.uint8
 
 
+@pytest.mark.parametrize("way", [nullcontext, by_pillow], ids=["as installed", "Pillow"])
 @pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2000), (2000, 1), (3, 900), (1200, 1600)])
-def test_both_ways_agree_at_the_extremes(shape: tuple[int, int], fit: str) -> None:
+def test_all_ways_agree_at_the_extremes(
+    shape: tuple[int, int], fit: str, way: Callable[[], AbstractContextManager[None]]
+) -> None:
     pixels = noise(*shape)
     spec = spec_of(40, 56, fit)
-    np.testing.assert_array_equal(fit_pixels(pixels, spec), fit_pixels_exact(pixels, spec))
+    with way():
+        np.testing.assert_array_equal(fit_pixels(pixels, spec), fit_pixels_exact(pixels, spec))
 
 
 def test_a_strip_too_long_to_enlarge_whole_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketlens.core.preprocess.fit_compiled", lambda source, spec: None)
     pixels = noise(4, 300)
     spec = spec_of(64, 64, "crop")
     whole = fit_pixels(pixels, spec)

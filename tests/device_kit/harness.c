@@ -1,7 +1,7 @@
 /*
  * Runs the device kit on cases from a file and writes what came out: the other side of the tests in tests/export.
  *
- * Build: cc -std=c99 -I export/device_kit/c tests/device_kit/harness.c -o harness
+ * Build: cc -std=c99 -I core/c tests/device_kit/harness.c -o harness
  * Use:   harness pictures CASES RESULTS
  *        harness texts TOKENIZER_BIN CASES RESULTS
  *        harness decode TOKENIZER_BIN CASES RESULTS

@@ -17,7 +17,7 @@ from pocketlens.core.preprocess import PreprocessSpec
 __all__ = ["HEADERS", "SOURCES", "STRICT", "Case", "Harness", "Texts", "build", "program"]
 
 SOURCES = Path(__file__).parent
-HEADERS = SOURCES.parents[1] / "export" / "device_kit" / "c"
+HEADERS = (SOURCES.parents[1] / "core" / "c", SOURCES.parents[1] / "export" / "device_kit" / "c")
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Wpedantic", "-Wconversion", "-ffp-contract=off")
 
 FITS = ("crop", "squash", "pad")
@@ -34,10 +34,10 @@ def program(name: str) -> str:
     return found
 
 
-def build(compiler: str, source: Path, out: Path, *flags: str, include: Path = HEADERS) -> Path:
+def build(compiler: str, source: Path, out: Path, *flags: str, include: Sequence[Path] = HEADERS) -> Path:
     """Compile one C file with the strict flags and return the program; the compiler's words are in the failure."""
     strict = [flag for flag in STRICT if compiler != "g++" or not flag.startswith("-std=")]
-    command = [program(compiler), *strict, *flags, "-I", str(include), str(source), "-o", str(out)]
+    command = [program(compiler), *strict, *flags, *(f"-I{folder}" for folder in include), str(source), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
     return out
@@ -46,7 +46,7 @@ def build(compiler: str, source: Path, out: Path, *flags: str, include: Path = H
 class Case(NamedTuple):
     """One picture for the harness: stored pixels (H, W, 3 or 4), `pl_format` and EXIF orientation.
 
-    `padding` bytes stand between rows; they are never read.
+    `padding` bytes stand between rows; they may be read and change nothing.
     """
 
     pixels: NDArray[np.uint8]

@@ -59,7 +59,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def self_test(kit: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    built = build("gcc", kit / "pocketlens_selftest.c", out, "-O2", include=kit)
+    built = build("gcc", kit / "pocketlens_selftest.c", out, "-O2", include=[kit])
     return subprocess.run([str(built), str(kit / "tokenizer.bin")], capture_output=True, text=True, check=False)
 
 
@@ -140,17 +140,17 @@ def test_the_self_test_refuses_another_tokenizer(tokenizer_json: Path, tmp_path:
 
 def test_the_kit_compiles_as_one_file_in_c_and_cpp(tokenizer_json: Path, tmp_path: Path) -> None:
     kit = write(tmp_path, tokenizer_json)
-    build("gcc", kit / "pocketlens_kit.c", tmp_path / "c.o", "-c", "-Wshadow", include=kit)
+    build("gcc", kit / "pocketlens_kit.c", tmp_path / "c.o", "-c", "-Wshadow", include=[kit])
     text = (kit / "pocketlens_kit.c").read_text(encoding="utf-8")
     cpp = kit / "kit.cpp"
     cpp.write_text(text, encoding="utf-8")
-    build("g++", cpp, tmp_path / "cpp.o", "-c", "-std=c++17", include=kit)
+    build("g++", cpp, tmp_path / "cpp.o", "-c", "-std=c++17", include=[kit])
 
 
 def test_fast_math_is_refused_at_compile_time(tokenizer_json: Path, tmp_path: Path) -> None:
     kit = write(tmp_path, tokenizer_json)
     with pytest.raises(AssertionError, match="-ffast-math reorders"):
-        build("gcc", kit / "pocketlens_kit.c", tmp_path / "kit.o", "-c", "-ffast-math", include=kit)
+        build("gcc", kit / "pocketlens_kit.c", tmp_path / "kit.o", "-c", "-ffast-math", include=[kit])
 
 
 def test_the_config_says_what_the_manifest_says(tokenizer_json: Path, tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     return Harness([str(build("gcc", SOURCE, folder / "harness", *SANITIZED))], folder)
 
 
+@pytest.mark.parametrize("flags", [SANITIZED, ("-O3",)], ids=["sanitized", "O3"])
+def test_plain_c_gives_the_same_bits(flags: tuple[str, ...], tmp_path: Path) -> None:
+    built = build("gcc", SOURCE, tmp_path / "harness", *flags, "-DPOCKETLENS_PLAIN_C")
+    all_equal(Harness([str(built)], tmp_path), pictures()[::3])
+
+
 @pytest.fixture(scope="module")
 def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     folder = tmp_path_factory.mktemp("aarch64")
@@ -62,7 +68,9 @@ def test_twelve_megapixels_equal_python_under_sanitizers(sanitized: Harness) -> 
 
 
 @pytest.mark.parametrize(
-    "flags", [("-O0",), ("-O3",), pytest.param(("-Os",), marks=pytest.mark.slow)], ids=["O0", "O3", "Os"]
+    "flags",
+    [("-O0",), ("-O3",), ("-O3", "-march=native"), pytest.param(("-Os",), marks=pytest.mark.slow)],
+    ids=["O0", "O3", "native", "Os"],
 )
 def test_no_optimisation_changes_a_bit(flags: tuple[str, ...], tmp_path: Path) -> None:
     all_equal(Harness([str(build("gcc", SOURCE, tmp_path / "harness", *flags))], tmp_path), pictures()[::3])

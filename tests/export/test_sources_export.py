@@ -38,7 +38,7 @@ def pictures(samples: tuple[Samples, Samples], tmp_path: Path) -> Path:
 
 def self_test(kit: Path, out: Path) -> int:
     """Build the bundle's own self-test and return its exit status: do C and Python agree on this model's texts?"""
-    built = build("gcc", kit / "pocketlens_selftest.c", out / "selftest", "-O1", include=kit)
+    built = build("gcc", kit / "pocketlens_selftest.c", out / "selftest", "-O1", include=[kit])
     return subprocess.run([str(built), str(kit / "tokenizer.bin")], check=False).returncode
 
 

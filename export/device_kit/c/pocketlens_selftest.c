@@ -1,7 +1,7 @@
 /*
  * Does this build of the device kit give the bits that pocketlens gave when the bundle was exported?
  *
- *     cc -std=c99 -O3 pocketlens_selftest.c -o selftest && ./selftest tokenizer.bin
+ *     cc -std=c99 -O2 pocketlens_selftest.c -o selftest && ./selftest tokenizer.bin
  *
  * Prints one line a failure and the totals; exit status 0 when all is equal. On a phone, compile it into a test
  * target and call pl_selftest with the bytes of tokenizer.bin: define POCKETLENS_SELFTEST_NO_MAIN for that, and

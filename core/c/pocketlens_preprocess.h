@@ -27,14 +27,15 @@
  * bytes of stack. With s the source columns that are read, k and t the taps of a weight row across and
  * down, W the columns that are kept:
  *
- *     bytes <= 6 (s + 8) + 3 s b + W (4 (k + 8) + 4) + 3 W (t + 4) + 12 max(k + 8, t) + 256
+ *     bytes <= 3 s b + W (4 (k + 1) + 8) + (3 W + 3) t + 12 max(k, t) + 12 (t + 1) + 384
  *
  * where b is 16 for the orientations 5 to 8, else 1, and taps are at most 4 max(n / m, 1) + 2 for n
  * samples before and m after. 4000 x 3000 to 256 x 256 needs less than 0.5 MiB.
  *
- * Compile with optimisation for speed (-O3, or -O2 with clang): the loops are written for the
- * compiler to vectorise. Fused multiply-add cannot change the result (see pl__times); -ffast-math
- * can, and is refused.
+ * Speed: the products are done by SSE2 or NEON where the compiler says that the processor has them
+ * (x86-64 and aarch64 always do), in plain C elsewhere, with the same bits. -O2 is enough. Define
+ * POCKETLENS_PLAIN_C for plain C everywhere. Fused multiply-add cannot change the result (see
+ * pl__times); -ffast-math can, and is refused.
  */
 #ifndef POCKETLENS_PREPROCESS_H
 #define POCKETLENS_PREPROCESS_H
@@ -94,7 +95,8 @@ typedef struct pl_picture {
     const uint8_t *pixels; /* the first byte of the first row */
     int32_t width;         /* stored columns */
     int32_t height;        /* stored rows */
-    size_t stride;         /* bytes from one row to the next, at least width times bytes per pixel */
+    size_t stride;         /* bytes from one row to the next, at least width times bytes per pixel; bytes between
+                              rows may be read, none before the first row or behind the last */
     pl_format format;
     int32_t orientation;   /* EXIF tag 0x0112; every value but 2 to 8 counts as 1 */
 } pl_picture;
@@ -139,6 +141,15 @@ pl_status pl_preprocess(const pl_picture *picture, const pl_spec *spec, void *wo
 #include <float.h>
 #include <string.h>
 
+#if defined(POCKETLENS_PLAIN_C)
+#elif defined(__SSE2__) || defined(_M_X64)
+#define PL__SSE2
+#include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#define PL__NEON
+#include <arm_neon.h>
+#endif
+
 #if defined(__FAST_MATH__)
 #error "pocketlens_preprocess.h: -ffast-math reorders the sums of the weights; compile this file without it"
 #endif
@@ -154,8 +165,10 @@ pl_status pl_preprocess(const pl_picture *picture, const pl_spec *spec, void *wo
 
 #define PL__PRECISION 22   /* fraction bits of a weight */
 #define PL__LOW 12         /* of those, the bits in the low half: both halves then fit an int16 */
-#define PL__LANES 8        /* taps across are padded with zero weights to a multiple of this */
+#define PL__GROUP 4        /* bytes that one step reads, and sums that it keeps: a pixel, or samples of a row */
 #define PL__BLOCK_ROWS 16  /* upright rows fetched at once when they are stored as columns */
+#define PL__BEHIND 4       /* bytes behind a row that may be read: one byte of the last pixel's group, or one pixel of
+                              zero weight and its byte */
 #define PL__MAX_SIDE 4096
 #define PL__MAX_PIXELS 178956970
 #define PL__MAX_ASPECT 1048576
@@ -186,6 +199,12 @@ typedef struct pl__axis {
     pl_filter filter;
 } pl__axis;
 
+/* What one output column reads: `count` samples from the `first` of those that the axis reads. */
+typedef struct pl__reads {
+    int32_t first;
+    int32_t count;
+} pl__reads;
+
 /* Everything that is derived from picture and spec before a pixel is read. */
 typedef struct pl__plan {
     pl__view view;
@@ -193,15 +212,15 @@ typedef struct pl__plan {
     pl__axis down;
     int32_t top; /* of the resized picture in `out`, when there is padding */
     int32_t left;
-    int32_t taps; /* across, padded */
+    int32_t taps; /* across, even */
     int32_t block_rows;
-    uint64_t plane; /* samples of one colour plane */
-    uint64_t at_first;
+    int32_t pitch; /* bytes from one row of the ring to the next */
+    uint64_t at_reads;
     uint64_t at_weights;
-    uint64_t at_planes;
     uint64_t at_block;
     uint64_t at_ring;
-    uint64_t at_sums;
+    uint64_t at_rows;
+    uint64_t at_halves;
     uint64_t at_exact;
     uint64_t at_fixed;
     uint64_t bytes;
@@ -219,11 +238,15 @@ static int64_t pl__at_least_1(int64_t value) {
     return value < 1 ? 1 : value;
 }
 
-/* A product that was rounded to double. The store keeps compilers from fusing it into an addition, whatever
- * -ffp-contract says: GCC's default outside of -std=c99 would, on aarch64. */
+/* A product that was rounded to double. Where the processor can fuse it into an addition, a store keeps compilers from
+ * that, whatever -ffp-contract says: GCC's default outside of -std=c99 would, on aarch64. */
 static double pl__times(double a, double b) {
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(__FMA__)
+    return a * b;
+#else
     volatile double product = a * b;
     return product;
+#endif
 }
 
 static double pl__kernel(double x, pl_filter filter) {
@@ -413,6 +436,10 @@ pl_status pl_check_picture(const pl_picture *picture, const pl_spec *spec) {
     return PL_OK;
 }
 
+static int32_t pl__even(int32_t count) {
+    return count + (count & 1);
+}
+
 static uint64_t pl__section(uint64_t *end, uint64_t bytes) {
     const uint64_t start = *end;
     *end = start + ((bytes + 15u) & ~(uint64_t)15u);
@@ -439,16 +466,16 @@ static void pl__make_plan(pl__plan *plan, const pl_picture *picture, const pl_sp
                   spec->filter);
     transposed = picture->orientation >= 5 && picture->orientation <= 8;
     plan->block_rows = transposed ? PL__BLOCK_ROWS : 1;
-    plan->taps = (plan->across.taps + PL__LANES - 1) / PL__LANES * PL__LANES;
+    plan->taps = pl__even(plan->across.taps);
+    plan->pitch = (columns * 3 + PL__GROUP - 1) / PL__GROUP * PL__GROUP;
     span = (uint64_t)(plan->across.end - plan->across.first);
-    plan->plane = span + PL__LANES;
-    taps = (uint64_t)(plan->taps > plan->down.taps ? plan->taps : plan->down.taps);
-    plan->at_first = pl__section(&end, (uint64_t)columns * sizeof(int32_t));
+    taps = (uint64_t)(plan->across.taps > plan->down.taps ? plan->across.taps : plan->down.taps);
+    plan->at_reads = pl__section(&end, (uint64_t)columns * sizeof(pl__reads));
     plan->at_weights = pl__section(&end, (uint64_t)columns * (uint64_t)plan->taps * 2u * sizeof(int16_t));
-    plan->at_planes = pl__section(&end, plan->plane * 3u * sizeof(int16_t));
-    plan->at_block = pl__section(&end, span * 3u * (uint64_t)plan->block_rows);
-    plan->at_ring = pl__section(&end, (uint64_t)plan->down.taps * (uint64_t)columns * 3u);
-    plan->at_sums = pl__section(&end, (uint64_t)columns * 3u * sizeof(int32_t));
+    plan->at_block = pl__section(&end, span * 3u * (uint64_t)plan->block_rows + PL__BEHIND);
+    plan->at_ring = pl__section(&end, (uint64_t)plan->down.taps * (uint64_t)plan->pitch);
+    plan->at_rows = pl__section(&end, (uint64_t)pl__even(plan->down.taps) * sizeof(uint8_t *));
+    plan->at_halves = pl__section(&end, (uint64_t)pl__even(plan->down.taps) * 2u * sizeof(int16_t));
     plan->at_exact = pl__section(&end, taps * sizeof(double));
     plan->at_fixed = pl__section(&end, taps * sizeof(int32_t));
     plan->bytes = end + 15u; /* the caller's pointer may be at any address */
@@ -508,93 +535,200 @@ static void pl__fetch(const pl__view *view, const uint8_t *matte, int32_t row, i
     }
 }
 
-/* RGB bytes to three planes of int16, `plane` samples apart. */
-static void pl__split(const uint8_t *PL__RESTRICT rgb, int32_t count, int16_t *PL__RESTRICT planes, size_t plane) {
-    int16_t *PL__RESTRICT red = planes;
-    int16_t *PL__RESTRICT green = planes + plane;
-    int16_t *PL__RESTRICT blue = planes + 2 * plane;
-    int32_t i;
+/* The products. A weight is split into halves that fit an int16, high * 2**12 + low: an int16 times an int16, summed
+ * in pairs, is one instruction on x86 (pmaddwd) and two on ARM (smlal); a product of int32 is more on baseline x86-64.
+ * Both passes take four bytes at a time from two places, a pixel and its neighbour or two rows, and add their products
+ * with two weights to four sums of each half. What they need of the processor are two types and four functions:
+ *
+ * pl__pair      four bytes of one place and four of another
+ * pl__sums      four sums of each half
+ * pl__load      bytes -> pair
+ * pl__start     sums that are 0, but for the rounding constant
+ * pl__add       sums + pair * weights, which are given as high, high, low, low
+ * pl__store     (high * 2**12 + low) >> 22, clipped, of the first `count` <= 4 sums
+ *
+ * The sums are exact: the magnitudes of a row's weights add up to less than 2, and both |low| <= |weight| and
+ * |high| * 2**12 <= 2 |weight| or high is 0, so no sum of products with bytes leaves an int32, nor does the whole,
+ * which is put together modulo 2**32. */
+#define PL__HALF_LEVEL ((int32_t)1 << (PL__PRECISION - 1))
+
+#if defined(PL__SSE2)
+typedef __m128i pl__pair;
+typedef struct pl__sums {
+    __m128i high;
+    __m128i low;
+} pl__sums;
+
+static __m128i pl__four(const uint8_t *bytes) {
+    int32_t value;
+    memcpy(&value, bytes, sizeof value);
+    return _mm_cvtsi32_si128(value);
+}
+
+static pl__pair pl__load(const uint8_t *a, const uint8_t *b) {
+    return _mm_unpacklo_epi8(_mm_unpacklo_epi8(pl__four(a), pl__four(b)), _mm_setzero_si128());
+}
+
+static pl__sums pl__start(void) {
+    pl__sums sums;
+    sums.high = _mm_setzero_si128();
+    sums.low = _mm_set1_epi32(PL__HALF_LEVEL);
+    return sums;
+}
+
+static pl__sums pl__add(pl__sums sums, pl__pair pair, const int16_t *weights) {
+    const __m128i halves = _mm_loadl_epi64((const __m128i *)(const void *)weights);
+    sums.high = _mm_add_epi32(sums.high, _mm_madd_epi16(pair, _mm_shuffle_epi32(halves, 0x00)));
+    sums.low = _mm_add_epi32(sums.low, _mm_madd_epi16(pair, _mm_shuffle_epi32(halves, 0x55)));
+    return sums;
+}
+
+static void pl__store(pl__sums sums, uint8_t *out, size_t count) {
+    const __m128i whole = _mm_add_epi32(_mm_slli_epi32(sums.high, PL__LOW), sums.low);
+    const __m128i words = _mm_packs_epi32(_mm_srai_epi32(whole, PL__PRECISION), _mm_setzero_si128());
+    const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    memcpy(out, &bytes, count);
+}
+#elif defined(PL__NEON)
+typedef int16x4x2_t pl__pair;
+typedef struct pl__sums {
+    int32x4_t high;
+    int32x4_t low;
+} pl__sums;
+
+static int16x4_t pl__four(const uint8_t *bytes) {
+    uint32_t value;
+    memcpy(&value, bytes, sizeof value);
+    return vreinterpret_s16_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(value)))));
+}
+
+static pl__pair pl__load(const uint8_t *a, const uint8_t *b) {
+    pl__pair pair;
+    pair.val[0] = pl__four(a);
+    pair.val[1] = pl__four(b);
+    return pair;
+}
+
+static pl__sums pl__start(void) {
+    pl__sums sums;
+    sums.high = vdupq_n_s32(0);
+    sums.low = vdupq_n_s32(PL__HALF_LEVEL);
+    return sums;
+}
+
+static pl__sums pl__add(pl__sums sums, pl__pair pair, const int16_t *weights) {
+    const int16x4_t halves = vld1_s16(weights);
+    sums.high = vmlal_lane_s16(vmlal_lane_s16(sums.high, pair.val[0], halves, 0), pair.val[1], halves, 1);
+    sums.low = vmlal_lane_s16(vmlal_lane_s16(sums.low, pair.val[0], halves, 2), pair.val[1], halves, 3);
+    return sums;
+}
+
+static void pl__store(pl__sums sums, uint8_t *out, size_t count) {
+    const int32x4_t whole = vaddq_s32(vshlq_n_s32(sums.high, PL__LOW), sums.low);
+    const uint16x4_t words = vqmovun_s32(vshrq_n_s32(whole, PL__PRECISION));
+    const uint32_t bytes = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(out, &bytes, count);
+}
+#else
+typedef struct pl__pair {
+    const uint8_t *a;
+    const uint8_t *b;
+} pl__pair;
+typedef struct pl__sums {
+    int32_t high[PL__GROUP];
+    int32_t low[PL__GROUP];
+} pl__sums;
+
+static pl__pair pl__load(const uint8_t *a, const uint8_t *b) {
+    pl__pair pair;
+    pair.a = a;
+    pair.b = b;
+    return pair;
+}
+
+static pl__sums pl__start(void) {
+    pl__sums sums;
+    int i;
+    for (i = 0; i < PL__GROUP; ++i) {
+        sums.high[i] = 0;
+        sums.low[i] = PL__HALF_LEVEL;
+    }
+    return sums;
+}
+
+static pl__sums pl__add(pl__sums sums, pl__pair pair, const int16_t *weights) {
+    int i;
+    for (i = 0; i < PL__GROUP; ++i) {
+        sums.high[i] += weights[0] * pair.a[i] + weights[1] * pair.b[i];
+        sums.low[i] += weights[2] * pair.a[i] + weights[3] * pair.b[i];
+    }
+    return sums;
+}
+
+static void pl__store(pl__sums sums, uint8_t *out, size_t count) {
+    size_t i;
     for (i = 0; i < count; ++i) {
-        red[i] = rgb[3 * i];
-        green[i] = rgb[3 * i + 1];
-        blue[i] = rgb[3 * i + 2];
+        const int64_t whole = (int64_t)sums.high[i] * ((int64_t)1 << PL__LOW) + sums.low[i];
+        const int64_t level = whole < 0 ? 0 : whole >> PL__PRECISION; /* clipped before it is shifted */
+        out[i] = (uint8_t)(level > 255 ? 255 : level);
     }
 }
+#endif
 
-/* (high * 2**12 + low + 2**21) >> 22, clipped to a byte; negative sums clip before they are shifted. */
-static uint8_t pl__level(int32_t high, int32_t low) {
-    const int64_t sum =
-        (int64_t)high * ((int64_t)1 << PL__LOW) + low + ((int64_t)1 << (PL__PRECISION - 1));
-    if (sum < 0) {
-        return 0;
-    }
-    return (sum >> PL__PRECISION) > 255 ? 255 : (uint8_t)(sum >> PL__PRECISION);
-}
-
-/* One output pixel: the three planes times one row of weights, split into high and low halves. An int16 times an
- * int16, summed in pairs, is one instruction on x86 (pmaddwd) and on ARM (smlal); a product of int32 is not. The
- * sums are exact: the magnitudes of a row's weights add up to less than 2, and both |low| <= |weight| and
- * |high| * 2**12 <= 2 |weight| or high is 0, so no sum of products with bytes leaves an int32. */
-static void pl__pixel(const int16_t *PL__RESTRICT x, size_t plane, const int16_t *PL__RESTRICT high,
-                      const int16_t *PL__RESTRICT low, int32_t taps, uint8_t *PL__RESTRICT rgb) {
-    const int16_t *PL__RESTRICT green = x + plane;
-    const int16_t *PL__RESTRICT blue = x + 2 * plane;
-    int32_t red_high = 0, red_low = 0, green_high = 0, green_low = 0, blue_high = 0, blue_low = 0;
+/* Weights in units of 2**-22 as halves: for each two taps high, high, low, low; an odd one out gets a zero beside it. */
+static void pl__split(const int32_t *fixed, int32_t count, int16_t *halves) {
     int32_t t;
-    for (t = 0; t < taps; ++t) {
-        red_high += x[t] * high[t];
-        red_low += x[t] * low[t];
-        green_high += green[t] * high[t];
-        green_low += green[t] * low[t];
-        blue_high += blue[t] * high[t];
-        blue_low += blue[t] * low[t];
+    for (t = 0; t < pl__even(count); ++t) {
+        const int32_t weight = t < count ? fixed[t] : 0;
+        /* The offset makes the division round down, so that the low half lies in -2**11 .. 2**11 - 1. */
+        const int32_t up = (weight + (1 << (PL__PRECISION + 4)) + (1 << (PL__LOW - 1))) / (1 << PL__LOW) -
+                           (1 << (PL__PRECISION + 4 - PL__LOW));
+        int16_t *half = halves + (t / 2) * 4 + t % 2;
+        half[0] = (int16_t)up;
+        half[2] = (int16_t)(weight - up * (1 << PL__LOW));
     }
-    rgb[0] = pl__level(red_high, red_low);
-    rgb[1] = pl__level(green_high, green_low);
-    rgb[2] = pl__level(blue_high, blue_low);
 }
 
-/* The weights across, one row of (high, low) halves per output, and the first sample of each. */
-static void pl__across_weights(const pl__plan *plan, int32_t *first, int16_t *weights, double *exact, int32_t *fixed) {
+/* The weights across, and which samples they belong to. */
+static void pl__across_weights(const pl__plan *plan, pl__reads *reads, int16_t *weights, double *exact,
+                               int32_t *fixed) {
     int32_t i;
     for (i = 0; i < plan->across.keep; ++i) {
-        int16_t *high = weights + (size_t)i * 2u * (size_t)plan->taps;
-        int16_t *low = high + plan->taps;
-        int32_t at;
-        const int32_t count = pl__weights(&plan->across, plan->across.from + i, &at, exact, fixed);
-        int32_t t;
-        first[i] = at - plan->across.first;
-        for (t = 0; t < plan->taps; ++t) {
-            const int32_t weight = t < count ? fixed[t] : 0;
-            /* The offset makes the division round down, so that the low half lies in -2**11 .. 2**11 - 1. */
-            const int32_t up = (weight + (1 << (PL__PRECISION + 4)) + (1 << (PL__LOW - 1))) / (1 << PL__LOW) -
-                               (1 << (PL__PRECISION + 4 - PL__LOW));
-            high[t] = (int16_t)up;
-            low[t] = (int16_t)(weight - up * (1 << PL__LOW));
-        }
+        int32_t first;
+        const int32_t count = pl__weights(&plan->across, plan->across.from + i, &first, exact, fixed);
+        reads[i].first = first - plan->across.first;
+        reads[i].count = count;
+        pl__split(fixed, count, weights + (size_t)i * 2u * (size_t)plan->taps);
     }
 }
 
-/* One row down: the ring's rows times the weights, each row read along itself. */
-static void pl__down(const uint8_t *ring, const pl__plan *plan, int32_t first, const int32_t *fixed, int32_t count,
-                     int32_t *PL__RESTRICT sums, uint8_t *PL__RESTRICT out) {
-    const int32_t samples = plan->across.keep * 3;
-    int32_t i;
+/* One output pixel: `count` pixels from `x` on, `step` bytes apart, times a row of weights. */
+static void pl__pixel(const uint8_t *x, ptrdiff_t step, const int16_t *weights, int32_t count, uint8_t *rgb) {
+    pl__sums sums = pl__start();
     int32_t t;
-    for (i = 0; i < samples; ++i) {
-        sums[i] = (int32_t)1 << (PL__PRECISION - 1);
+    for (t = 0; t < count; t += 2, x += 2 * step) {
+        sums = pl__add(sums, pl__load(x, x + step), weights + 2 * t);
     }
-    for (t = 0; t < count; ++t) {
-        const uint8_t *PL__RESTRICT row = ring + (size_t)((first + t) % plan->down.taps) * (size_t)samples;
-        const int32_t weight = fixed[t];
-        for (i = 0; i < samples; ++i) {
-            sums[i] += weight * row[i];
+    pl__store(sums, rgb, 3);
+}
+
+/* One row down: `count` rows, and one of zero weight if that is odd, times their weights. Two groups of samples share
+ * each weight; at the end of the row the second may be the first once more. */
+static void pl__down(const uint8_t *const *rows, const int16_t *weights, int32_t count, int32_t samples,
+                     uint8_t *out) {
+    int32_t i;
+    for (i = 0; i < samples; i += 2 * PL__GROUP) {
+        const int32_t left = samples - i;
+        const int32_t j = left > PL__GROUP ? i + PL__GROUP : i;
+        pl__sums sums = pl__start();
+        pl__sums more = pl__start();
+        int32_t t;
+        for (t = 0; t < count; t += 2) {
+            sums = pl__add(sums, pl__load(rows[t] + i, rows[t + 1] + i), weights + 2 * t);
+            more = pl__add(more, pl__load(rows[t] + j, rows[t + 1] + j), weights + 2 * t);
         }
-    }
-    for (i = 0; i < samples; ++i) {
-        const int32_t sum = sums[i] < 0 ? 0 : sums[i];
-        const int32_t level = sum >> PL__PRECISION;
-        out[i] = (uint8_t)(level > 255 ? 255 : level);
+        pl__store(sums, out + i, left < PL__GROUP ? (size_t)left : PL__GROUP);
+        pl__store(more, out + j, samples - j < PL__GROUP ? (size_t)(samples - j) : PL__GROUP);
     }
 }
 
@@ -610,21 +744,32 @@ static void pl__fill(uint8_t *out, const pl_spec *spec) {
 typedef struct pl__job {
     const pl__plan *plan;
     const uint8_t *matte;
-    int32_t *first;
+    pl__reads *reads;
     int16_t *weights;
-    int16_t *planes;
     uint8_t *block;
     int32_t block_from;
     int32_t block_rows;
 } pl__job;
 
-/* Returns the samples of one upright row, columns first..end-1 of the axis across, as RGB. */
-static const uint8_t *pl__row(pl__job *job, int32_t row) {
+/* Whether the passes can read a row where it lies: its bytes are in order, and so many as may be read behind its
+ * columns still belong to the picture. */
+static int pl__in_place(const pl__plan *plan, int32_t row) {
+    const pl__view *view = &plan->view;
+    if (view->row < 0 || !((view->format == PL_RGB && view->column == 3) || (view->format == PL_RGBX && view->column == 4))) {
+        return 0;
+    }
+    return row * view->row + plan->across.end * view->column + PL__BEHIND <=
+           (view->height - 1) * view->row + view->width * view->column;
+}
+
+/* Returns the samples of one upright row, columns first..end-1 of the axis across, `*step` bytes apart. */
+static const uint8_t *pl__row(pl__job *job, int32_t row, ptrdiff_t *step) {
     const pl__plan *plan = job->plan;
     const pl__view *view = &plan->view;
     const size_t width = (size_t)(plan->across.end - plan->across.first) * 3u;
-    if (view->format == PL_RGB && view->column == 3) {
-        return view->origin + row * view->row + (ptrdiff_t)plan->across.first * 3;
+    if (pl__in_place(plan, row)) {
+        *step = view->column;
+        return view->origin + row * view->row + plan->across.first * view->column;
     }
     if (row < job->block_from || row >= job->block_from + job->block_rows) {
         const int32_t left = plan->down.end - row;
@@ -632,22 +777,27 @@ static const uint8_t *pl__row(pl__job *job, int32_t row) {
         job->block_rows = left < plan->block_rows ? left : plan->block_rows;
         pl__fetch(view, job->matte, row, job->block_rows, plan->across.first, plan->across.end, job->block);
     }
+    *step = 3;
     return job->block + (size_t)(row - job->block_from) * width;
 }
 
 /* Writes one upright row after the pass across. */
 static void pl__across(pl__job *job, int32_t row, uint8_t *out) {
     const pl__plan *plan = job->plan;
-    const uint8_t *rgb = pl__row(job, row);
+    ptrdiff_t step;
+    const uint8_t *x = pl__row(job, row, &step);
     int32_t i;
-    if ((int64_t)plan->across.before == plan->across.after) {
-        memcpy(out, rgb, (size_t)plan->across.keep * 3u);
-        return;
-    }
-    pl__split(rgb, plan->across.end - plan->across.first, job->planes, (size_t)plan->plane);
-    for (i = 0; i < plan->across.keep; ++i) {
-        const int16_t *high = job->weights + (size_t)i * 2u * (size_t)plan->taps;
-        pl__pixel(job->planes + job->first[i], (size_t)plan->plane, high, high + plan->taps, plan->taps, out + 3 * i);
+    if ((int64_t)plan->across.before != plan->across.after) {
+        for (i = 0; i < plan->across.keep; ++i, out += 3) {
+            pl__pixel(x + job->reads[i].first * step, step, job->weights + (size_t)i * 2u * (size_t)plan->taps,
+                      job->reads[i].count, out);
+        }
+    } else if (step == 3) {
+        memcpy(out, x, (size_t)plan->across.keep * 3u);
+    } else {
+        for (i = 0; i < plan->across.keep; ++i, x += step, out += 3) {
+            memcpy(out, x, 3);
+        }
     }
 }
 
@@ -657,7 +807,8 @@ pl_status pl_preprocess(const pl_picture *picture, const pl_spec *spec, void *wo
     pl__job job;
     uint8_t *base;
     uint8_t *ring;
-    int32_t *sums;
+    const uint8_t **rows;
+    int16_t *halves;
     double *exact;
     int32_t *fixed;
     int32_t next;
@@ -676,20 +827,21 @@ pl_status pl_preprocess(const pl_picture *picture, const pl_spec *spec, void *wo
     base = (uint8_t *)workspace + (16u - (uintptr_t)workspace % 16u) % 16u;
     job.plan = &plan;
     job.matte = spec->matte;
-    job.first = (int32_t *)(void *)(base + plan.at_first);
+    job.reads = (pl__reads *)(void *)(base + plan.at_reads);
     job.weights = (int16_t *)(void *)(base + plan.at_weights);
-    job.planes = (int16_t *)(void *)(base + plan.at_planes);
     job.block = base + plan.at_block;
     job.block_from = 0;
     job.block_rows = 0;
     ring = base + plan.at_ring;
-    sums = (int32_t *)(void *)(base + plan.at_sums);
+    rows = (const uint8_t **)(void *)(base + plan.at_rows);
+    halves = (int16_t *)(void *)(base + plan.at_halves);
     exact = (double *)(void *)(base + plan.at_exact);
     fixed = (int32_t *)(void *)(base + plan.at_fixed);
+    /* What lies behind a row is read with zero weights, or summed for nothing: it must be a number, not a trap. */
+    memset(job.block, 0, (size_t)(plan.at_ring - plan.at_block));
+    memset(ring, 0, (size_t)(plan.at_rows - plan.at_ring));
     if (plan.across.before != plan.across.after) {
-        /* The padding of the planes is read with zero weights: it must be a number, not a trap. */
-        memset(job.planes, 0, (size_t)plan.plane * 3u * sizeof(int16_t));
-        pl__across_weights(&plan, job.first, job.weights, exact, fixed);
+        pl__across_weights(&plan, job.reads, job.weights, exact, fixed);
     }
     if (spec->fit == PL_PAD) {
         pl__fill(out, spec);
@@ -699,16 +851,20 @@ pl_status pl_preprocess(const pl_picture *picture, const pl_spec *spec, void *wo
         uint8_t *to = out + ((size_t)(plan.top + i) * (size_t)spec->width + (size_t)plan.left) * 3u;
         int32_t first;
         int32_t count;
+        int32_t t;
         if ((int64_t)plan.down.before == plan.down.after) {
             pl__across(&job, plan.down.first + i, to);
             continue;
         }
         count = pl__weights(&plan.down, plan.down.from + i, &first, exact, fixed);
         for (next = next < first ? first : next; next < first + count; ++next) {
-            pl__across(&job, next,
-                       ring + (size_t)(next % plan.down.taps) * (size_t)plan.across.keep * 3u);
+            pl__across(&job, next, ring + (size_t)(next % plan.down.taps) * (size_t)plan.pitch);
         }
-        pl__down(ring, &plan, first, fixed, count, sums, to);
+        for (t = 0; t < pl__even(count); ++t) {
+            rows[t] = ring + (size_t)((first + t) % plan.down.taps) * (size_t)plan.pitch;
+        }
+        pl__split(fixed, count, halves);
+        pl__down(rows, halves, count, plan.across.keep * 3, to);
     }
     return PL_OK;
 }
