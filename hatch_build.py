@@ -43,7 +43,7 @@ class CompiledPreprocessing(BuildHookInterface[Any]):
 def _compiled(source: Path, folder: Path, *, strict: bool) -> Path | None:
     """Return the extension module, built in `folder`; `None` where it cannot be built."""
     from setuptools import Distribution, Extension
-    from setuptools.errors import BaseError
+    from setuptools.errors import BaseError, CCompilerError
 
     flags = [] if sys.platform == "win32" else ["-O3", "-std=c99", "-fvisibility=hidden"]
     extension = Extension(
@@ -58,7 +58,7 @@ def _compiled(source: Path, folder: Path, *, strict: bool) -> Path | None:
     try:
         command.ensure_finalized()
         command.run()
-    except (BaseError, OSError):
+    except (BaseError, CCompilerError, OSError):
         if strict:
             raise
         return None
