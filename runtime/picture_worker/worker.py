@@ -32,6 +32,7 @@ from pocketlens.runtime.picture_worker.protocol import (
 __all__ = ["PictureWorker"]
 
 _STARTS: Final = 3
+_SHORTEST_S: Final = 1e-6
 
 
 class PictureWorker:
@@ -50,6 +51,7 @@ class PictureWorker:
         self.starts = 0
         self._lock = threading.Lock()
         self._process: DecodingProcess | None = None
+        self._ending: DecodingProcess | None = None  # killed, and not yet waited for
         self._closed = False
         _ALIVE.add(self)
 
@@ -79,6 +81,7 @@ class PictureWorker:
         with self._lock:
             self._closed = True
             self._drop()
+            self._reap()
 
     def prepare(self, picture: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
         """Return what `pocketlens.core.preprocess.preprocess` returns: uint8 (height_px, width_px, 3).
@@ -102,8 +105,9 @@ class PictureWorker:
         for _ in range(_STARTS):
             process = self._ready_process()
             usable = False
+            began = time.monotonic()
             try:
-                pixels_or_error = _ask(process, data, name, spec, self.limits)
+                pixels_or_error = _ask(process, data, name, spec, began + self.limits.answer_s)
                 usable = pixels_or_error is not None
             except TimeoutError:
                 raise _too_slow(name, self.limits) from None
@@ -112,7 +116,7 @@ class PictureWorker:
             finally:
                 # Also after Ctrl+C: a process in the middle of an answer is of no use to the next picture.
                 if not usable:
-                    self._drop()
+                    self._drop(began + self.limits.ended_s)
                     self._start()
             if isinstance(pixels_or_error, PictureError):
                 raise pixels_or_error
@@ -133,6 +137,7 @@ class PictureWorker:
                 found="one that was closed",
                 remedy="Make a new one.",
             )
+        self._reap()
         if self._process is None:
             self._start()
         process = self._process
@@ -148,17 +153,28 @@ class PictureWorker:
         self._process = DecodingProcess(self.limits)
         self.starts += 1
 
-    def _drop(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+    def _drop(self, deadline: float | None = None) -> None:
+        """End the process; one that has not ended by `deadline` is waited for before the next picture."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if deadline is not None and not process.kill(deadline):
+            self._ending = process
+        else:
+            process.end()
+
+    def _reap(self) -> None:
+        if self._ending is not None:
+            self._ending.end()
+            self._ending = None
 
     def _forget(self) -> None:
         """Begin anew in a forked process: lock and process belong to the one it was forked from."""
         self._lock = threading.Lock()
-        if self._process is not None:
-            self._process.forget()
-            self._process = None
+        for process in (self._process, self._ending):
+            if process is not None:
+                process.forget()
+        self._process = self._ending = None
 
 
 _ALIVE: "weakref.WeakSet[PictureWorker]" = weakref.WeakSet()
@@ -173,22 +189,21 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _ask(
-    process: DecodingProcess, data: bytes, name: str, spec: PreprocessSpec, limits: WorkerLimits
+    process: DecodingProcess, data: bytes, name: str, spec: PreprocessSpec, deadline: float
 ) -> NDArray[np.uint8] | PictureError | None:
     """Return the answer; `None` when the process was gone before it had the whole picture.
 
     Raises:
-        TimeoutError: no answer in time.
+        TimeoutError: no answer by `deadline` (`time.monotonic`).
         EOFError: the process ended with the picture in its hands, or said what it must not say.
     """
     channel = process.channel
-    deadline = time.monotonic() + limits.wall_s
     described = msgspec.json.encode(spec)
     head = bytearray(FRAME.size)
     try:
-        channel.settimeout(limits.wall_s)
-        channel.sendall(REQUEST.pack(len(described), len(data)) + described)
-        channel.sendall(data)
+        for part in (REQUEST.pack(len(described), len(data)) + described, data):
+            channel.settimeout(max(_SHORTEST_S, deadline - time.monotonic()))  # 0 would mean: do not wait at all
+            channel.sendall(part)
         read_exactly(channel, memoryview(head), deadline)
     except (ConnectionError, EOFError):
         return None
@@ -217,7 +232,7 @@ def _too_slow(name: str, limits: WorkerLimits) -> PictureError:
         name,
         kind="too_slow",
         expected=f"a picture that is decoded within {limits.wall_s:g} s",
-        found="no answer of the decoding process by then; it was killed",
+        found="no answer of the decoding process in time; it was killed",
         remedy="Save the picture smaller or as a baseline JPEG, or allow more time.",
     )
 

@@ -21,6 +21,7 @@ from pocketlens.core.errors import EngineError, PictureError
 from pocketlens.core.preprocess import preprocess
 from pocketlens.core.preprocess_spec import PreprocessSpec
 from pocketlens.runtime.picture_worker import InProcess, PicturePool, PictureWorker, WorkerLimits, picture_reader
+from pocketlens.runtime.picture_worker import worker as worker_module
 
 SPEC = PreprocessSpec(height_px=32, width_px=48, formats=("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"))
 # A machine under load takes its time: what is about something else than time has plenty of it.
@@ -166,11 +167,55 @@ def test_a_picture_that_takes_too_long_is_refused_and_a_new_process_is_there() -
         error = refused(worker, endless())
         assert error.kind == "too_slow"
         assert "1 s" in error.expected
+        worker.start()
         assert first is not None
         assert is_gone(first)
-        worker.start()
         assert worker.starts == 2
         assert worker.prepare(np.asarray(Image.new("RGB", (9, 9))), SPEC).shape == (32, 48, 3)
+
+
+def test_the_limit_of_time_includes_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = WorkerLimits(wall_s=1.0)
+    assert limits.answer_s == 0.95
+    assert WorkerLimits().answer_s == 1.9
+    assert WorkerLimits(wall_s=60.0).answer_s == 59.9
+    assert limits.answer_s < limits.ended_s < limits.wall_s
+    deadlines, patience = list[float](), list[float | None]()
+    ask, wait = worker_module._ask, subprocess.Popen.wait
+
+    def noted_ask(*given: Any) -> Any:
+        deadlines.append(given[-1])
+        return ask(*given)
+
+    def noted_wait(popen: Any, timeout: float | None = None) -> int:
+        patience.append(timeout)
+        return wait(popen, timeout)
+
+    with PictureWorker(limits) as worker:
+        worker.start()
+        monkeypatch.setattr(worker_module, "_ask", noted_ask)
+        monkeypatch.setattr(subprocess.Popen, "wait", noted_wait)
+        before = time.monotonic()
+        assert refused(worker, endless()).kind == "too_slow"
+        # It is killed at `answer_s`, its end is waited for until `ended_s`, and then the error is raised.
+        assert before + 0.95 <= deadlines[0] <= time.monotonic()
+        assert patience[0] is not None
+        assert 0.0 <= patience[0] <= 0.025 + 1e-6
+
+
+def test_a_process_that_takes_its_time_to_end_is_waited_for_before_the_next_picture() -> None:
+    with PictureWorker(WorkerLimits(wall_s=1e-5)) as worker:  # no process is gone after half a microsecond
+        for _ in range(3):
+            worker.start()
+            killed = worker.pid
+            assert killed is not None
+            assert refused(worker, encoded()).kind == "too_slow"
+            worker.start()
+            assert is_gone(killed)
+        last = worker.pid
+        assert refused(worker, encoded()).kind == "too_slow"
+    assert last is not None
+    assert is_gone(last)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
