@@ -209,11 +209,11 @@ def test_a_process_that_takes_its_time_to_end_is_waited_for_before_the_next_pict
             worker.start()
             killed = worker.pid
             assert killed is not None
-            assert refused(worker, encoded()).kind == "too_slow"
+            assert refused(worker, endless()).kind == "too_slow"
             worker.start()
             assert is_gone(killed)
         last = worker.pid
-        assert refused(worker, encoded()).kind == "too_slow"
+        assert refused(worker, endless()).kind == "too_slow"
     assert last is not None
     assert is_gone(last)
 
