@@ -1,15 +1,16 @@
 """Searches per second and recall of a store, beside usearch and FAISS used directly.
 
-Run: python -m benchmarks.search --rows 100000 --work FOLDER [--build] [--connectivity 32] [--filters]
+Run: python -m benchmarks.search --rows 100000 --work FOLDER [--build] [--clusters 5000] [--connectivity 32] [--filters]
 
-Vectors are 256-dimensional, drawn from 1,000 clusters with 32 directions of variation that all clusters share and
-a little noise in every dimension: neither uniform, which no embedding is, nor cleanly separated. There are two kinds of
-queries, none of them stored: `alike` come from the same source, as a picture does, and `between` lie halfway between
-two of these, outside of the clusters, as the vector of a text does. `--build` makes the store and the peers' indexes in
-FOLDER and says how long it took; it is apart because it takes long. Everything runs on one thread. Each peer searches
-with the smallest breadth that gives a recall@10 of 0.99 for these very queries; the store knows none of them. No query
-is asked twice of one way, so that nothing is answered from what was remembered. A peer without a file is left out;
-`--connectivity` gives a peer that is built a file of its own.
+Vectors are 256-dimensional, drawn from 1,000 clusters (or `--clusters`) with 32 directions of variation that all
+clusters share and a little noise in every dimension: neither uniform, which no embedding is, nor cleanly separated.
+There are two kinds of queries, none of them stored: `alike` come from the same source, as a picture does, and
+`between` lie halfway between two of these, outside of the clusters, as the vector of a text does. `--build` makes the
+store and the peers' indexes in FOLDER and says how long it took; it is apart because it takes long. Everything runs
+on one thread. Each peer searches with the smallest breadth that gives a recall@10 of 0.99 for these very queries; the
+store knows none of them. No query is asked twice of one way, so that nothing is answered from what was remembered. A
+peer without a file is left out; `--connectivity` gives a peer that is built a file of its own. The true answers and
+the peers' breadths are kept in FOLDER too: where they are known, next to nothing but what is timed is done.
 """
 
 import argparse
@@ -29,20 +30,20 @@ DIM, K, ROUNDS, RECALL = 256, 10, 3, 0.99
 FILTERED = 100
 CLUSTERS, DIRECTIONS, SPREAD, NOISE = 1000, 32, 0.9, 0.3
 CONNECTIVITY, EXPANSION_ADD = 16, 128
-BREADTHS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024)
+BREADTHS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 768, 1024, 2048, 4096)
 BLOCK = 50_000
 DAY_S = 86_400
 
 
-def clustered(count: int, seed: int) -> NDArray[np.float32]:
+def clustered(count: int, seed: int, clusters: int = CLUSTERS) -> NDArray[np.float32]:
     """Return `(count, DIM)` float32 of unit norm from the clusters; `seed` draws the members, not the clusters."""
     space, numbers = np.random.default_rng(0), np.random.default_rng(seed)
-    centres = space.normal(size=(CLUSTERS, DIM)).astype(np.float32)
+    centres = space.normal(size=(clusters, DIM)).astype(np.float32)
     directions = space.normal(size=(DIRECTIONS, DIM)).astype(np.float32) / np.sqrt(DIRECTIONS)
     table = np.empty((count, DIM), dtype=np.float32)
     for first in range(0, count, 100_000):
         size = min(100_000, count - first)
-        part = centres[numbers.integers(0, CLUSTERS, size)]
+        part = centres[numbers.integers(0, clusters, size)]
         part = part + SPREAD * (numbers.normal(size=(size, DIRECTIONS)).astype(np.float32) @ directions)
         part += NOISE * numbers.normal(size=(size, DIM)).astype(np.float32)
         table[first : first + size] = part / np.linalg.norm(part, axis=1, keepdims=True)
@@ -74,26 +75,28 @@ def row_for(number: int, vector: NDArray[np.float32]) -> Row:
     )
 
 
-def build(work: Path, rows: int, what: set[str], connectivity: int) -> None:
+def build(work: Path, rows: int, what: set[str], connectivity: int, clusters: int) -> None:
     """Make the store and the peers' indexes of `what`, and print how long each took."""
-    mark = "" if connectivity == CONNECTIVITY else f".{connectivity}"
-    table = clustered(rows, 1)
+    stem = _stem(rows, clusters)
+    mark = stem + ("" if connectivity == CONNECTIVITY else f".{connectivity}")
+    table = clustered(rows, 1, clusters)
     if "store" in what:
         began = time.perf_counter()
-        with Store.open(work / f"{rows}.sqlite", model_version="v", dim=DIM, threads=1) as store:
+        with Store.open(work / f"{stem}.sqlite", model_version="v", dim=DIM, threads=1) as store:
             for first in range(len(store), rows, BLOCK):
                 store.write([row_for(n, table[n]) for n in range(first, min(rows, first + BLOCK))])
             wrote = time.perf_counter()
+            cpu = time.process_time()
             store.prepare()
-            spent_s = time.perf_counter() - wrote
-            print(json.dumps({"store": rows, "write_s": wrote - began, "index_s": spent_s}))
+            spent = {"index_s": time.perf_counter() - wrote, "processor_s": time.process_time() - cpu}
+            print(json.dumps({"store": rows, "write_s": wrote - began, **spent, "kind": store.stats().index_kind}))
     if "usearch" in what:
         began, cpu = time.perf_counter(), time.process_time()
         index = _usearch(connectivity)
         for first in range(0, rows, BLOCK):
             keys = np.arange(first, min(rows, first + BLOCK), dtype=np.uint64)
             index.add(keys, table[first : first + BLOCK], threads=1)
-        index.save(work / f"{rows}{mark}.usearch")
+        index.save(work / f"{mark}.usearch")
         _say_built("usearch", rows, connectivity, began, cpu)
     if "faiss" in what:
         import faiss
@@ -103,8 +106,12 @@ def build(work: Path, rows: int, what: set[str], connectivity: int) -> None:
         flat: Any = faiss.IndexHNSWFlat(DIM, connectivity, faiss.METRIC_INNER_PRODUCT)
         flat.hnsw.efConstruction = EXPANSION_ADD
         flat.add(table)
-        faiss.write_index(flat, str(work / f"{rows}{mark}.faiss"))
+        faiss.write_index(flat, str(work / f"{mark}.faiss"))
         _say_built("faiss", rows, connectivity, began, cpu)
+
+
+def _stem(rows: int, clusters: int) -> str:
+    return f"{rows}" if clusters == CLUSTERS else f"{rows}-{clusters}"
 
 
 def _say_built(name: str, rows: int, connectivity: int, began: float, cpu: float) -> None:
@@ -137,14 +144,14 @@ Search = Callable[[NDArray[np.float32]], list[set[int]]]
 """The numbers of the rows found for each of some queries."""
 
 
-def peers(work: Path, rows: int) -> Iterator[tuple[str, Callable[[int], Search]]]:
+def peers(work: Path, stem: str) -> Iterator[tuple[str, Callable[[int], Search]]]:
     """Yield each peer's name and its search for a breadth: of several queries, as it does it itself."""
     import faiss
 
     faiss.omp_set_num_threads(1)
-    for path in sorted(work.glob(f"{rows}.*usearch")):
+    for path in sorted(work.glob(f"{stem}.*usearch")):
         yield _name("usearch", path), _by_usearch(path)
-    for path in sorted(work.glob(f"{rows}.*faiss")):
+    for path in sorted(work.glob(f"{stem}.*faiss")):
         yield _name("FAISS-HNSW", path), _by_faiss(path)
 
 
@@ -200,18 +207,18 @@ def smallest_breadth(make: Callable[[int], Search], queries: NDArray[np.float32]
     return BREADTHS[-1]
 
 
-def questions(queries: int) -> dict[str, NDArray[np.float32]]:
+def questions(queries: int, clusters: int) -> dict[str, NDArray[np.float32]]:
     """Return the queries of each kind: a part for each round one by one, and for each round in one call."""
-    alike = clustered(2 * ROUNDS * queries, 2)
-    pairs = clustered(4 * ROUNDS * (queries // 3), 3).reshape(2, -1, DIM).sum(axis=0)
+    alike = clustered(2 * ROUNDS * queries, 2, clusters)
+    pairs = clustered(4 * ROUNDS * (queries // 3), 3, clusters).reshape(2, -1, DIM).sum(axis=0)
     return {"alike": alike, "between": pairs / np.linalg.norm(pairs, axis=1, keepdims=True)}
 
 
-def known_truths(work: Path, rows: int, queries: int) -> dict[str, list[set[int]]]:
+def known_truths(work: Path, rows: int, queries: int, clusters: int) -> dict[str, list[set[int]]]:
     """Return the nearest rows for each kind of query and each filter, from FOLDER where they were computed before."""
-    path = work / f"{rows}.{queries}.truth.npz"
+    path = work / f"{_stem(rows, clusters)}.{queries}.truth.npz"
     if not path.exists():
-        table, asked = clustered(rows, 1), questions(queries)
+        table, asked = clustered(rows, 1, clusters), questions(queries, clusters)
         every = {kind: truths(table, some, np.ones(rows, dtype=bool)) for kind, some in asked.items()}
         for name, (_, allowed) in filters(rows).items():
             every[name] = truths(table, asked["alike"][:FILTERED], allowed)
@@ -221,10 +228,27 @@ def known_truths(work: Path, rows: int, queries: int) -> dict[str, list[set[int]
         return {name: [set(one) for one in file[name].tolist()] for name in file.files}
 
 
-def compare(work: Path, rows: int, queries: int, *, with_filters: bool) -> None:
+def known_breadths(
+    path: Path,
+    makers: dict[str, Callable[[int], Search]],
+    asked: dict[str, NDArray[np.float32]],
+    truth: dict[str, list[set[int]]],
+) -> dict[str, dict[str, int]]:
+    """Return each peer's breadth for each kind of query, from `path` where it was looked for before."""
+    known: dict[str, dict[str, int]] = json.loads(path.read_text()) if path.exists() else {}
+    for kind, some in asked.items():
+        of_kind = known.setdefault(kind, {})
+        for name in makers.keys() - of_kind.keys():
+            of_kind[name] = smallest_breadth(makers[name], some, truth[kind])
+    path.write_text(json.dumps(known))
+    return known
+
+
+def compare(work: Path, rows: int, queries: int, clusters: int, *, with_filters: bool) -> None:
     """Print a line for each way of searching; the rounds alternate between them."""
-    asked, truth = questions(queries), known_truths(work, rows, queries)
-    with Store.open(work / f"{rows}.sqlite", threads=1) as store:
+    stem = _stem(rows, clusters)
+    asked, truth = questions(queries, clusters), known_truths(work, rows, queries, clusters)
+    with Store.open(work / f"{stem}.sqlite", threads=1) as store:
         began = time.perf_counter()
         store.search(asked["alike"][0], k=K)
         print(f"first search of an opened store: {1000 * (time.perf_counter() - began):.0f} ms; {store.stats()}")
@@ -234,9 +258,10 @@ def compare(work: Path, rows: int, queries: int, *, with_filters: bool) -> None:
             answers = [store.search(some[0], k=K)] if len(some) == 1 else store.search_many(some, k=K)
             return [{hit.id - 1 for hit in hits} for hits in answers]
 
-        makers = dict(peers(work, rows))
+        makers = dict(peers(work, stem))
+        breadths = known_breadths(work / f"{stem}.{queries}.breadths.json", makers, asked, truth)
         for kind, some in asked.items():
-            _compare_kind(kind, some, truth[kind], by_store, makers)
+            _compare_kind(kind, some, truth[kind], by_store, makers, breadths[kind])
         if with_filters:
             for name, (wanted, _) in filters(rows).items():
                 _filtered(store, name, wanted, asked["alike"][:FILTERED], truth[name])
@@ -248,9 +273,9 @@ def _compare_kind(
     truth: list[set[int]],
     by_store: Search,
     makers: dict[str, Callable[[int], Search]],
+    breadths: dict[str, int],
 ) -> None:
     part = len(queries) // (2 * ROUNDS)
-    breadths = {name: smallest_breadth(make, queries, truth) for name, make in makers.items()}
     for mode, at_once in (("one by one", False), ("in one call", True)):
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in ("store", *makers)}
         for number in range(ROUNDS):
@@ -264,7 +289,7 @@ def _compare_kind(
             ratio = statistics.median(mine[1] / other[1] for mine, other in zip(results["store"], rounds, strict=True))
             print(
                 f"{kind:<8}{mode:<12}{name:<14} recall {recall:.4f}  {rate:7.0f} queries/s  "
-                + (f"breadth {breadths[name]:4}  store / it {ratio:.2f}" if name in breadths else "")
+                + (f"breadth {breadths[name]:4}  store / it {ratio:.2f}" if name in makers else "")
             )
 
 
@@ -284,15 +309,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--build", nargs="?", const="store,usearch,faiss", help="all three, or some by commas")
+    parser.add_argument("--clusters", type=int, default=CLUSTERS, help="that the vectors come from")
     parser.add_argument("--connectivity", type=int, default=CONNECTIVITY, help="of the peers that are built")
     parser.add_argument("--filters", action="store_true")
     parser.add_argument("--queries", type=int, default=300, help="a round; a third as many of those between")
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
     if options.build:
-        build(options.work, options.rows, set(options.build.split(",")), options.connectivity)
+        build(options.work, options.rows, set(options.build.split(",")), options.connectivity, options.clusters)
     else:
-        compare(options.work, options.rows, options.queries, with_filters=options.filters)
+        compare(options.work, options.rows, options.queries, options.clusters, with_filters=options.filters)
 
 
 if __name__ == "__main__":
