@@ -37,7 +37,7 @@ _SURE: Final = 1.645
 """So many standard errors below its mean a recall lies in five trials of a hundred."""
 _BREADTHS: Final = {
     "hnsw": (64, 80, 96, 128, 192, 256, 384, 512, 768, 1024),
-    "ivfpq": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+    "ivfpq": (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048),
 }
 _NARROW: Final = (32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512)
 _OVERSAMPLING: Final = {"hnsw": 1.5, "ivfpq": 10.0}
@@ -68,10 +68,16 @@ def candidates(header: IndexHeader, k: int) -> int:
     return math.ceil(max(k, ANSWERS) * (header.oversampling or _OVERSAMPLING[header.kind]))
 
 
-def is_enough(index: Nearest, breadths: Breadths) -> bool:
+def is_enough(index: Nearest, breadths: Breadths | IndexHeader) -> bool:
     """Tell whether the trial of `index` found 99 %, and fast enough to keep the index where there may be another."""
-    narrow = index.lists >= breadths["breadth"] * _SHARE_OF_LISTS if isinstance(index, Compressed) else True
-    return narrow and breadths["recall"] >= _RECALL
+    if isinstance(breadths, IndexHeader):
+        return _is_enough(index, breadths.breadth, breadths.recall)
+    return _is_enough(index, breadths["breadth"], breadths["recall"])
+
+
+def _is_enough(index: Nearest, breadth: int, recall: float) -> bool:
+    narrow = index.lists >= breadth * _SHARE_OF_LISTS if isinstance(index, Compressed) else True
+    return narrow and recall >= _RECALL
 
 
 def sampled(blocks: Iterator[Vectors], wanted: int, rows: int) -> NDArray[np.float32]:
@@ -107,10 +113,12 @@ def _of_lists(index: Compressed, queries: NDArray[np.float32], truths: NDArray[n
     # Those that are as far from what is stored as new pictures are, and those that are as far as texts.
     alike, strange = slice(half // 6, half // 2), slice(half + 2 * half // 3, None)
     best, least = Breadths(breadth=1, narrow=1, near_score=-1.0, recall=-1.0, oversampling=0.0), math.inf
-    for width in [*(width for width in known if width < index.lists), index.lists][: len(known)]:
+    for width in [*(width for width in known if width < index.lists), index.lists]:
+        scanned = width * len(index) / index.lists
+        if scanned >= least:
+            break  # whatever it finds, it costs more
         found = index.search_many(queries, most, width)
         right = np.cumsum((found[:, :, None] == truths[:, None, :]).any(axis=2), axis=1) / truths.shape[1]
-        scanned = width * len(index) / index.lists
         for factor in _OVERSAMPLINGS:
             recalls = right[:, min(most, ANSWERS * factor) - 1]
             recall = min(_surely(recalls[alike]), _surely(recalls[strange]))

@@ -13,7 +13,7 @@ import msgspec
 
 from pocketlens.runtime.store import compressed, graph
 from pocketlens.runtime.store.answers import Answers
-from pocketlens.runtime.store.breadth import is_enough, measured_breadths, sampled
+from pocketlens.runtime.store.breadth import Breadths, is_enough, measured_breadths, sampled
 from pocketlens.runtime.store.byte_graph import ByteGraph
 from pocketlens.runtime.store.compressed import Compressed
 from pocketlens.runtime.store.entries import Vectors, stored_vectors
@@ -60,16 +60,19 @@ def build_index(
 ) -> tuple[Nearest, IndexHeader]:
     """Return an index of all `rows` entries of `model`. Runs inside the caller's read transaction.
 
-    `kinds`: of these the first that its trial finds good enough, else the last.
+    `kinds`: of these the first that its trial finds good enough, else the one that found most.
     `answers`: where the entries are read from; by default from the store itself.
     """
-    source = _Source(connection, model, rows, answers)
+    source, tried = _Source(connection, model, rows, answers), list[tuple[Nearest, Breadths]]()
     for kind in kinds:
-        index = _empty(source, kind=kind, threads=threads)
-        watermark = _fill(index, source, above=0, progress=progress)
-        breadths = measured_breadths(index, source.blocks, rows)
-        if is_enough(index, breadths):
+        empty = _empty(source, kind=kind, threads=threads)
+        watermark = _fill(empty, source, above=0, progress=progress)
+        tried.append((empty, measured_breadths(empty, source.blocks, rows)))
+        if is_enough(*tried[-1]):
             break
+    else:
+        tried.sort(key=lambda one: one[1]["recall"])
+    index, breadths = tried[-1]
     header = IndexHeader(
         store_id=store_id,
         model=model.id,
@@ -102,7 +105,7 @@ def extend_index(
     source = _Source(connection, model, rows, answers)
     watermark = _fill(index, source, above=header.watermark, progress=None)
     breadths = measured_breadths(index, source.blocks, rows)
-    if index.kind != kinds[-1] and not is_enough(index, breadths):
+    if index.kind != kinds[-1] and is_enough(index, header) and not is_enough(index, breadths):
         return None
     return msgspec.structs.replace(header, watermark=max(watermark, header.watermark), **breadths)
 

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pocketlens.core.errors import StoreError
 from pocketlens.runtime import Filter, Store
-from pocketlens.runtime.store import compressed, graph
+from pocketlens.runtime.store import breadth, compressed, graph
 from pocketlens.runtime.store.building import index_kinds
-from pocketlens.runtime.store.nearest import index_folder_of
+from pocketlens.runtime.store.nearest import IndexHeader, index_folder_of
 from pocketlens.runtime.store.words import fused
 from tests.runtime.store_rows import DIM, opened, row, vectors
 
@@ -216,6 +217,29 @@ def test_lists_that_do_not_fit_later_rows_give_way_to_a_graph(tmp_path: Path) ->
         _fill(store, vectors(4000, seed=5, dim=32), first=8000)
         store.prepare()
         assert (store.stats().index_kind, store.stats().index_rows) == ("hnsw", 12_000)
+
+
+def test_lists_that_fit_badly_are_searched_whole_where_a_graph_finds_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(breadth._BREADTHS, "hnsw", (1,))  # no graph finds 99 % so narrowly
+    table = vectors(4000, dim=32)
+    with opened(tmp_path / "s", dim=32, exact_rows=500) as store:
+        _fill(store, table[:3000])
+        store.prepare()
+        _fill(store, table[3000:], first=3000)
+        store.prepare()
+        assert (store.stats().index_kind, store.stats().index_rows) == ("ivfpq", 4000)
+        (header,) = index_folder_of(tmp_path / "s").glob("*.json")
+        found = msgspec.json.decode(header.read_bytes(), type=IndexHeader)
+        assert found.breadth == 3000 // 39  # all of them; FAISS trains a list with so many rows
+        queries = vectors(40, seed=9, dim=32)
+        right = np.argsort(-(queries @ table.T), axis=1)[:, :10]
+        shares = [
+            len(set(_numbers(store, query)) & set(best.tolist())) / 10
+            for query, best in zip(queries, right, strict=True)
+        ]
+        assert np.mean(shares) >= 0.99
 
 
 def test_vectors_that_do_not_fit_into_memory_are_read_block_by_block(tmp_path: Path) -> None:
