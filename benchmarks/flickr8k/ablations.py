@@ -1,7 +1,11 @@
-"""The stage `ablations`: one change at a time, short runs of the towers from the closed forms, judged on `dev`."""
+"""The stage `ablations`: one change at a time, short trainings of the towers from the closed forms, judged on `dev`.
+
+A run that lies in the output folder is not repeated: its figures are in `ablations.json`, its hits in `ablations/`.
+"""
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -12,81 +16,75 @@ from torch import Tensor
 
 from benchmarks.flickr8k.descent import StudentTraining
 from benchmarks.flickr8k.features import MAP
-from benchmarks.flickr8k.small import Lesson, as_maps, encoded, new_student, start_towers
-from benchmarks.flickr8k.stages import Place, judged_recall, open_lesson, vocabulary
+from benchmarks.flickr8k.judged import judged_recall
+from benchmarks.flickr8k.paired import hits, less
+from benchmarks.flickr8k.place import Place
+from benchmarks.flickr8k.small import as_maps, encoded, new_student, start_towers
+from benchmarks.flickr8k.student_stage import open_lesson
+from benchmarks.flickr8k.teaching import vocabulary
 from benchmarks.flickr8k.towers import train_towers
 from pocketlens.core.tokenizer import Tokenizer
-from pocketlens.distill.evaluation.metrics import Bootstrap, Figure, retrieval_ranks
 from pocketlens.distill.recipe import LossWeights
 from pocketlens.distill.students.student import Student
 
-__all__ = ["PICTURES", "RUNS", "SHORT", "dev_vectors", "first_hits", "part_of", "run"]
+__all__ = ["FIRST", "RUNS", "SHORT", "START", "dev_vectors", "run"]
 
-PICTURES: Final = 1000
-"""Training pictures of each run, the same for all."""
+SHORT: Final = StudentTraining(epochs=3)
+"""The first round of `student_stage.TOWERS` in half its epochs."""
 
-SHORT: Final = StudentTraining(epochs=2, batch=256, learning_rate=2e-4)
+START: Final = "closed form, no training"
+FIRST: Final = "all losses, 4 views"
 RUNS: Final[dict[str, Mapping[str, Any]]] = {
-    "all losses, 4 views": {},
+    FIRST: {},
     "without contrastive": {"losses": LossWeights(contrastive=0.0)},
     "without affinity": {"losses": LossWeights(affinity=0.0)},
     "without feature": {"losses": LossWeights(feature=0.0)},
     "1 view": {"views": 1},
+    "another seed": {"seed": 1},
 }
-"""What each run does differently; every one changes the first in one thing."""
+"""What each run does differently; every one changes the first in one thing. The last shows what chance does."""
 
 
 def run(place: Place) -> None:
-    """Train each short run and write its recall on `dev`, and how far it is from the first one's."""
-    whole, tokenizer = open_lesson(place), vocabulary(place)
+    """Train each short run that is not there; write its recall on `dev`, less the start's and less the first run's."""
+    path = place.out / "ablations.json"
+    found: dict[str, Any] = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+    if found.keys() >= {START, *RUNS}:
+        return
+    lesson, tokenizer = open_lesson(place), vocabulary(place)
     student = new_student(tokenizer, place.weights)
-    directions = start_towers(student, tokenizer, place.out / "student" / "tokenizer.json", whole, "closed form")
+    directions = start_towers(student, tokenizer, place.out / "student" / "tokenizer.json", lesson, "closed form")
     start = {name: value.clone() for name, value in student.state_dict().items()}
-    lesson = part_of(whole, PICTURES)
-    found: dict[str, Any] = {"closed form, no training": _judged(place, student.eval(), tokenizer, None)[0]}
-    first: NDArray[np.float64] | None = None
+    _judge(place, student.eval(), tokenizer, START, 0.0, found)
     for name, change in RUNS.items():
+        if name in found:
+            continue
         training = msgspec.structs.replace(SHORT, batch=min(SHORT.batch, len(lesson.captions)), **change)
         training = msgspec.structs.replace(training, views=min(training.views, place.training_views))
         began = time.process_time()
         student.load_state_dict(start)
         train_towers(student, tokenizer, lesson, training, directions=directions)
-        seconds = time.process_time() - began
-        figures, hits = _judged(place, student.eval(), tokenizer, first)
-        first = hits if first is None else first
-        found[name] = {"seconds": seconds, **figures}
-        place.write("ablations", found)
+        _judge(place, student.eval(), tokenizer, name, time.process_time() - began, found)
 
 
-def part_of(lesson: Lesson, pictures: int) -> Lesson:
-    """Return `lesson` with no more than `pictures` of its pictures, chosen by chance."""
-    rows = np.sort(np.random.default_rng(0).permutation(len(lesson.captions))[:pictures])
-    return Lesson(
-        maps=lesson.maps[:, rows],
-        captions=[lesson.captions[row] for row in rows],
-        teacher_images=lesson.teacher_images[:, rows],
-        teacher_texts=lesson.teacher_texts[(rows[:, None] * 5 + np.arange(5)).ravel()],
-    )
-
-
-def first_hits(images: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return `(2, N)`: whether a picture finds a text of its own first, and the share of its texts that find it so."""
-    owners = np.repeat(np.arange(len(images)), 5)
-    of_images, of_texts = retrieval_ranks(images, texts, owners)
-    return np.stack([of_images <= 1, (of_texts <= 1).reshape(-1, 5).mean(axis=1)]).astype(np.float64)
-
-
-def _judged(
-    place: Place, student: Student, tokenizer: Tokenizer, first: NDArray[np.float64] | None
-) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """Return the figures on `dev`, R@1 less the first run's picture by picture, and what is hit at once."""
+def _judge(
+    place: Place, student: Student, tokenizer: Tokenizer, name: str, seconds: float, found: dict[str, Any]
+) -> None:
+    """Write the figures of a run on `dev` beside those in `found`."""
     images, texts = dev_vectors(place, student, tokenizer)
-    figures, hits = judged_recall(images, texts), first_hits(images, texts)
-    less: dict[str, Figure] = {}
-    if first is not None:
-        bootstrap = Bootstrap(len(images), seed=0)
-        less = {name: bootstrap.mean(mine) for name, mine in zip(("i2t", "t2i"), hits - first, strict=True)}
-    return {"dev": msgspec.to_builtins(figures), "R@1 less the first": msgspec.to_builtins(less)}, hits
+    path = _path(place, name)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, own := hits(images, texts))
+    found[name] = msgspec.to_builtins({"seconds": seconds, "dev": judged_recall(images, texts)})
+    for other in (START, FIRST):
+        if name != other and other in found:
+            known: NDArray[np.float64] = np.load(_path(place, other))
+            found[name][f"less {other}"] = msgspec.to_builtins(less(own, known))
+    place.write("ablations", found)
+
+
+def _path(place: Place, name: str) -> Path:
+    return place.out / "ablations" / f"{name.replace(',', '').replace(' ', '-')}.npy"
 
 
 @torch.inference_mode()

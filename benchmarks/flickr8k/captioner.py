@@ -26,7 +26,7 @@ WIDTH: Final = 256
 _HEADS: Final = 8
 _SIDE: Final = 4
 
-TEACHING: Final = CaptionTraining(epochs=3)
+TEACHING: Final = CaptionTraining(epochs=4)
 """How the captioning teacher is trained."""
 
 

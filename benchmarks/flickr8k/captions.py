@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.flickr8k.descent import Descent, StudentTraining
+from benchmarks.flickr8k.likely import Likely, likely_cross_entropy
 from benchmarks.flickr8k.packed import packed_states
 from benchmarks.flickr8k.search import searched, texts
 from benchmarks.flickr8k.small import as_maps
@@ -27,12 +28,15 @@ __all__ = [
     "Captioning",
     "StudentCaptioner",
     "found_captions",
+    "found_likely",
     "train_captions",
     "written",
 ]
 
 _PAD = 0
 _AT_ONCE = 100
+_SCORED_AT_ONCE = 20
+_KEPT = 16
 
 
 class Captioning(Protocol):
@@ -92,23 +96,38 @@ class CaptionLesson(NamedTuple):
         maps: `(views, N, 49, C)` float16.
         human: `(N, 5, T)` int32, ids from start to end token, padded with 0.
         teacher: `(N, T)` likewise, the teacher's caption of each picture; `None` for human captions alone.
+        likely: what the teacher finds likely in its own caption (if there is one) and then in the human ones.
     """
 
     maps: NDArray[np.float16]
     human: NDArray[np.int32]
     teacher: NDArray[np.int32] | None = None
+    likely: Likely | None = None
+
+    @property
+    def captions(self) -> NDArray[np.int32]:
+        """All captions of each picture, `(N, C, T)`, the teacher's first; cut to what the teacher's can be."""
+        if self.teacher is None:
+            return self.human
+        return np.concatenate([self.teacher[:, None], self.human[..., : self.teacher.shape[1]]], axis=1)
+
+    def without_its_caption(self) -> "CaptionLesson":
+        """Return the lesson without the teacher's captions; what it finds likely in the human ones stays."""
+        if self.teacher is None or self.likely is None:
+            return self._replace(teacher=None)
+        return self._replace(teacher=None, likely=self.likely.part(captions=slice(1, None)))
 
 
 class CaptionTraining(StudentTraining, frozen=True, kw_only=True):
-    """How a captioner is trained; `batch` counts pictures.
+    """How a captioner is trained; `batch` counts pictures, `losses.caption` and `losses.token` weigh the two terms.
 
     Attributes:
         captions: how many of a picture's captions a step takes, the teacher's among them where there is one.
     """
 
-    batch: int = 16
-    learning_rate: float = 1.2e-3
-    ema: float = 0.995
+    batch: int = 8
+    learning_rate: float = 1.1e-3
+    ema: float = 0.998
     tokens: int = 22
     views: int = 2
     captions: int = 5
@@ -134,17 +153,22 @@ def train_captions(
     count = len(lesson.human)
     each = count // training.batch
     descent = Descent(model.weights(), training, steps=training.epochs * each)
-    dropout, curve = nn.Dropout(training.dropout), []
+    dropout, curve, captions = nn.Dropout(training.dropout), [], lesson.captions
     for step in range(descent.steps):
         if step % each == 0:
             order = rng.permutation(count)
         rows = order[step % each * training.batch :][: training.batch]
         view = rng.integers(training.views, size=len(rows))
         maps = torch.from_numpy(lesson.maps[view, rows].astype(np.float32))
-        ids = torch.from_numpy(_drawn_captions(lesson, rows, training, rng))
-        packed = packed_states(model.decoder, model.visual(dropout(maps)), ids, dropped=dropout)
+        chosen = _drawn(lesson, rows, training, rng)
+        ids = captions[rows[:, None], chosen, : training.tokens].reshape(chosen.size, -1)
+        ids = ids[:, : int((ids != _PAD).sum(axis=1).max())]
+        packed = packed_states(model.decoder, model.visual(dropout(maps)), torch.from_numpy(ids), dropped=dropout)
         logits = model.decoder.logits(dropout(packed.states))
         loss = functional.cross_entropy(logits, packed.targets, label_smoothing=training.smoothing)
+        if lesson.likely is not None and training.losses.token:
+            likely = lesson.likely.of(rows[:, None], chosen, real=ids[:, 1:] != _PAD)
+            loss = training.losses.caption * loss + training.losses.token * likely_cross_entropy(logits, *likely)
         curve.append(descent.step(loss))
         if (step + 1) % each == 0:
             with descent.averaged():
@@ -153,22 +177,16 @@ def train_captions(
     return curve
 
 
-def _drawn_captions(
-    lesson: CaptionLesson,
-    rows: NDArray[np.int64],
-    training: CaptionTraining,
-    rng: np.random.Generator,
-) -> NDArray[np.int32]:
-    """Return `(B K, N)`, the captions of a picture in a row, cut to `training.tokens` and to the longest."""
-    human = lesson.human[rows, :, : training.tokens]
-    taken = training.captions - (lesson.teacher is not None)
-    if taken < human.shape[1]:
-        chosen = rng.permuted(np.tile(np.arange(human.shape[1]), (len(rows), 1)), axis=1)[:, :taken]
-        human = np.take_along_axis(human, chosen[..., None], axis=1)
-    if lesson.teacher is not None:
-        human = np.concatenate([lesson.teacher[rows, None, : training.tokens], human], axis=1)
-    ids = human.reshape(-1, human.shape[2])
-    return ids[:, : int((ids != _PAD).sum(axis=1).max())]
+def _drawn(
+    lesson: CaptionLesson, rows: NDArray[np.int64], training: CaptionTraining, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return `(B, K)`: which captions of each picture a step takes, the teacher's always where there is one."""
+    first = int(lesson.teacher is not None)
+    human, taken = lesson.human.shape[1], training.captions - first
+    chosen = np.tile(np.arange(human), (len(rows), 1))
+    if taken < human:
+        chosen = rng.permuted(chosen, axis=1)[:, :taken]
+    return np.concatenate([np.zeros((len(rows), first), dtype=np.int64), chosen + first], axis=1)
 
 
 @torch.inference_mode()
@@ -191,3 +209,20 @@ def found_captions(
 def written(model: Captioning, tokenizer: Tokenizer, maps: NDArray[np.float16], *, beams: int = 1) -> list[str]:
     """Return the text of a caption of each of `maps (N, 49, C)`."""
     return texts(tokenizer, found_captions(model, tokenizer, maps, beams=beams)[0])
+
+
+@torch.inference_mode()
+def found_likely(model: Captioning, maps: NDArray[np.float16], captions: NDArray[np.int32]) -> Likely:
+    """Return what `model` finds likely in `captions (N, C, T)` of the pictures with `maps (N, 49, C)`."""
+    captions = captions[..., : model.decoder.caption_tokens + 1]
+    shape = (*captions.shape[:2], captions.shape[2] - 1, _KEPT)
+    found = Likely(np.zeros(shape, dtype=np.int16), np.zeros(shape, dtype=np.float16))
+    for start in range(0, len(maps), _SCORED_AT_ONCE):
+        rows = slice(start, start + _SCORED_AT_ONCE)
+        visual = model.visual(torch.from_numpy(maps[rows].astype(np.float32)))
+        packed = packed_states(model.decoder, visual, torch.from_numpy(captions[rows].reshape(-1, captions.shape[2])))
+        top = model.decoder.logits(packed.states).log_softmax(dim=-1).topk(_KEPT, dim=-1)
+        real = captions[rows, :, 1:] != _PAD
+        found.ids[rows][real] = top.indices.to(torch.int16).numpy()
+        found.logprobs[rows][real] = top.values.to(torch.float16).numpy()
+    return found

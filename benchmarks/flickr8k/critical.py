@@ -32,10 +32,11 @@ class CriticalTraining(CaptionTraining, frozen=True, kw_only=True):
         pictures: steps x batch, all in all.
     """
 
-    learning_rate: float = 1e-4
+    batch: int = 16
+    learning_rate: float = 4e-5
     weight_decay: float = 0.0
     ema: float = 0.98
-    pictures: int = 800
+    pictures: int = 4096
 
 
 class Look(NamedTuple):

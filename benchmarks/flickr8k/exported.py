@@ -14,8 +14,10 @@ import numpy as np
 import pocketlens
 from benchmarks.flickr8k.captioner import write_captions
 from benchmarks.flickr8k.heads import embed_grids, embed_tokens
+from benchmarks.flickr8k.judged import judged_captions, judged_recall
+from benchmarks.flickr8k.place import Place
 from benchmarks.flickr8k.small import cleaned
-from benchmarks.flickr8k.stages import Place, judged_captions, judged_recall, open_pairs, open_teacher
+from benchmarks.flickr8k.teaching import open_pairs, open_teacher
 from pocketlens.core.bundle import ROLES, Bundle, TeacherRecord, load_bundle
 from pocketlens.distill.data.sample import as_source
 from pocketlens.distill.evaluation.judged import JudgedLens, JudgedStudent
@@ -37,7 +39,7 @@ TEACHERS: Final = (
 _ENGINES: Final = {"onnx": "onnxruntime", "executorch": "executorch"}
 _RECIPE: Final = ExportRecipe(
     variants=("onnx-int8", "executorch-int8"),
-    calibration_samples=32,
+    calibration_samples=128,
     latency_runs=10,
     # The limits are the gates' own. Speed is noted, not judged: this processor's word is not a phone's.
     gates=Gates(accept_slower=ROLES),

@@ -24,6 +24,7 @@ from pocketlens.distill.students.inheritance import load_backbone
 from pocketlens.distill.students.student import Student
 
 __all__ = [
+    "IMAGE_QUERIES",
     "SMALL",
     "TEXT_LAYERS",
     "Lesson",
@@ -54,6 +55,9 @@ SMALL: Final = StudentConfig(
 )
 TEXT_LAYERS: Final = 3
 """Blocks of the text tower in the end: it is deepened when it learns alone, so the captioner knows nothing of it."""
+
+IMAGE_QUERIES: Final = 8
+"""Queries of the image head in the end: it is widened when it learns the blend."""
 
 Start = Literal["closed form", "inherited words", "random"]
 """What the towers start from: ridge regression, the text teacher's word vectors, or nothing."""

@@ -25,10 +25,34 @@ from pocketlens.distill.students.blocks import Block
 from pocketlens.distill.students.student import Student
 from pocketlens.distill.students.text_encoder import TextEncoder
 
-__all__ = ["Sampled", "deepened", "embedded_pictures", "embedded_texts", "mixed", "train_texts"]
+__all__ = [
+    "NOBODY",
+    "AloneTraining",
+    "Sampled",
+    "batches",
+    "deepened",
+    "embedded_pictures",
+    "embedded_texts",
+    "mixed",
+    "train_texts",
+    "turned",
+]
 
 _PAD, _STEPS_SORTED, _ROWS = 0, 6, 500
-_NOBODY: Final = -1
+NOBODY: Final = -1
+"""Owner of a caption that belongs to no picture."""
+
+
+class AloneTraining(StudentTraining, frozen=True, kw_only=True):
+    """How the text tower learns alone.
+
+    Attributes:
+        stop: after so many epochs of the schedule for `epochs`; 0 for all of them.
+        pictures: the captions of the first so many pictures are learnt from; 0 for all. All pictures are compared with.
+    """
+
+    stop: int = 0
+    pictures: int = 0
 
 
 class Sampled(NamedTuple):
@@ -39,7 +63,7 @@ class Sampled(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Vectors of the teacher `(M, D)` in the student's space, and the picture that each belongs to, or `_NOBODY`."""
+    """Vectors of the teacher `(M, D)` in the student's space, and the picture that each belongs to, or `NOBODY`."""
 
     teacher: Tensor
     owners: NDArray[np.int64]
@@ -66,7 +90,7 @@ def train_texts(
     student: Student,
     tokenizer: Tokenizer,
     lesson: Lesson,
-    training: StudentTraining,
+    training: AloneTraining,
     *,
     directions: Tensor,
     sampled: Sampled | None = None,
@@ -85,22 +109,24 @@ def train_texts(
     """
     torch.manual_seed(training.seed)
     rng, text = np.random.default_rng(training.seed), student.text_encoder
-    ids, teacher = encoded(tokenizer, lesson.texts), lesson.teacher_texts
+    taken = 5 * training.pictures or len(lesson.texts)
+    ids, teacher = encoded(tokenizer, lesson.texts[:taken]), lesson.teacher_texts[:taken]
     owners = np.arange(len(ids)) // 5
     if sampled is not None:
         ids = np.concatenate([ids, encoded(tokenizer, sampled.texts)])
         teacher = np.concatenate([teacher, sampled.teacher])
-        owners = np.concatenate([owners, np.full(len(sampled.texts), _NOBODY)])
-    rows = _Rows(_turned(teacher, directions), owners)
+        owners = np.concatenate([owners, np.full(len(sampled.texts), NOBODY)])
+    rows = _Rows(turned(teacher, directions), owners)
     pictures = [embedded_pictures(student, view) for view in lesson.maps[: training.views]]
-    taught = [_turned(view, directions) for view in lesson.teacher_images[: training.views]]
-    each = len(lesson.texts) // (training.batch // (1 if sampled is None else 2))
+    taught = [turned(view, directions) for view in lesson.teacher_images[: training.views]]
+    each = taken // (training.batch // (1 if sampled is None else 2))
     descent = Descent(list(text.parameters()), training, steps=training.epochs * each)
+    steps = (training.stop or training.epochs) * each
     dropout, curve = nn.Dropout(training.dropout), []
     scale = student.logit_scale.detach().exp()
     with dropping(cast("list[Block]", list(text.blocks)), dropout):
         text.train()
-        for step, chosen in enumerate(_batches(ids, owners, training, rng), 1):
+        for step, chosen in enumerate(batches(ids, owners, training, rng, steps=steps), 1):
             view = int(rng.integers(training.views))
             moving = text(dropped_words(ids[chosen], training, rng))
             curve.append(descent.step(_loss(moving, pictures[view], rows, chosen, taught[view], scale, training)))
@@ -147,7 +173,7 @@ def embedded_texts(text: TextEncoder, ids: Tensor) -> Tensor:
     return out.clone()
 
 
-def _turned(vectors: NDArray[np.float16], directions: Tensor) -> Tensor:
+def turned(vectors: NDArray[np.float16], directions: Tensor) -> Tensor:
     """Return the teacher's `vectors (M, T)` in the student's space, of unit norm."""
     turned: Tensor = functional.normalize(torch.from_numpy(vectors.astype(np.float32)) @ directions, dim=1)
     return turned
@@ -167,7 +193,7 @@ def _loss(
     owners = torch.from_numpy(rows.owners[chosen])
     terms = []
     if weights.contrastive:
-        owned = owners != _NOBODY
+        owned = owners != NOBODY
         terms.append(weights.contrastive * _contrastive(moving[owned], still, owners[owned], scale))
     if weights.affinity:
         terms.append(
@@ -187,14 +213,19 @@ def _contrastive(moving: Tensor, still: Tensor, owners: Tensor, scale: Tensor) -
     return (functional.cross_entropy(logits, owners) + backward) / 2
 
 
-def _batches(
-    ids: NDArray[np.int32], owners: NDArray[np.int64], training: StudentTraining, rng: np.random.Generator
+def batches(
+    ids: NDArray[np.int32],
+    owners: NDArray[np.int64],
+    training: StudentTraining,
+    rng: np.random.Generator,
+    *,
+    steps: int,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield rows, of nearly one length: every real caption once an epoch, as many sampled ones beside them."""
+    """Yield the rows of `steps`, of nearly one length: every real caption once an epoch, beside as many sampled."""
     lengths = (ids != _PAD).sum(axis=1)
-    real, more = np.flatnonzero(owners != _NOBODY), np.flatnonzero(owners == _NOBODY)
+    real, more = np.flatnonzero(owners != NOBODY), np.flatnonzero(owners == NOBODY)
     size = training.batch // 2 if len(more) else training.batch
-    for _ in range(training.epochs):
+    while steps:
         lanes = [rng.permutation(real)]
         if len(more):
             lanes.append(rng.permutation(np.resize(rng.permutation(more), len(real))))
@@ -205,5 +236,6 @@ def _batches(
             parts += [
                 np.concatenate([chunk[at : at + size] for chunk in chunks]) for at in range(0, len(chunks[0]), size)
             ]
-        for number in rng.permutation(len(parts)):
+        for number in rng.permutation(len(parts))[:steps]:
             yield parts[number]
+        steps -= min(steps, len(parts))
