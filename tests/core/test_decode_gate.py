@@ -174,11 +174,16 @@ def test_a_picture_of_the_program_is_not_changed_and_a_decoded_one_has_no_metada
     assert not any(word in file.getvalue() for word in (b"secret", b"A maker", b"Exif", b"ICC_PROFILE"))
 
 
-def test_memory_that_runs_out_while_resizing_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_memory_that_runs_out_while_resizing_is_a_refusal(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "resize", exhausted)
+    if compiled:
+        monkeypatch.setattr("pocketlens.core.preprocess.fit_compiled", exhausted)
+    else:
+        monkeypatch.setattr("pocketlens.core.preprocess.fit_compiled", lambda source, spec: None)
+        monkeypatch.setattr(Image.Image, "resize", exhausted)
     with pytest.raises(PictureError) as refusal:
         preprocess(encoded(blocks(), "PNG"), SPEC)
     assert refusal.value.kind == "too_many_pixels"
