@@ -68,14 +68,8 @@ def candidates(header: IndexHeader, k: int) -> int:
     return math.ceil(max(k, ANSWERS) * (header.oversampling or _OVERSAMPLING[header.kind]))
 
 
-def is_enough(index: Nearest, breadths: Breadths | IndexHeader) -> bool:
+def is_enough(index: Nearest, breadth: int, recall: float) -> bool:
     """Tell whether the trial of `index` found 99 %, and fast enough to keep the index where there may be another."""
-    if isinstance(breadths, IndexHeader):
-        return _is_enough(index, breadths.breadth, breadths.recall)
-    return _is_enough(index, breadths["breadth"], breadths["recall"])
-
-
-def _is_enough(index: Nearest, breadth: int, recall: float) -> bool:
     narrow = index.lists >= breadth * _SHARE_OF_LISTS if isinstance(index, Compressed) else True
     return narrow and recall >= _RECALL
 

@@ -67,8 +67,9 @@ def build_index(
     for kind in kinds:
         empty = _empty(source, kind=kind, threads=threads)
         watermark = _fill(empty, source, above=0, progress=progress)
-        tried.append((empty, measured_breadths(empty, source.blocks, rows)))
-        if is_enough(*tried[-1]):
+        found = measured_breadths(empty, source.blocks, rows)
+        tried.append((empty, found))
+        if is_enough(empty, found["breadth"], found["recall"]):
             break
     else:
         tried.sort(key=lambda one: one[1]["recall"])
@@ -105,7 +106,8 @@ def extend_index(
     source = _Source(connection, model, rows, answers)
     watermark = _fill(index, source, above=header.watermark, progress=None)
     breadths = measured_breadths(index, source.blocks, rows)
-    if index.kind != kinds[-1] and is_enough(index, header) and not is_enough(index, breadths):
+    was_enough = is_enough(index, header.breadth, header.recall)
+    if index.kind != kinds[-1] and was_enough and not is_enough(index, breadths["breadth"], breadths["recall"]):
         return None
     return msgspec.structs.replace(header, watermark=max(watermark, header.watermark), **breadths)
 
